@@ -1,0 +1,73 @@
+//! Compiles the protobuf definitions and the C++ shim, and makes the binary find libtorch where it was built and beside itself.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> Result<()> {
+    compile_protos()?;
+    let lib = env::var("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from).map_err(|_| {
+        "torch-sys did not say where libtorch is: run `make libtorch` first (or set LIBTORCH)"
+    })?;
+    compile_shim(&lib)?;
+    link(&lib);
+    Ok(())
+}
+
+/// Every file under proto/, with a descriptor set for the text format (`config/`).
+fn compile_protos() -> Result<()> {
+    println!("cargo:rerun-if-changed=proto");
+    let mut files = Vec::new();
+    collect(Path::new("proto"), "proto", &mut files)?;
+    files.sort();
+    let set = protox::compile(&files, ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.bin"), prost::Message::encode_to_vec(&set))?;
+    prost_build::Config::new()
+        .include_file("protos.rs")
+        .bytes(["."])
+        .compile_fds(set)?;
+    Ok(())
+}
+
+/// Libtorch calls that tch has no binding for.
+fn compile_shim(lib: &Path) -> Result<()> {
+    println!("cargo:rerun-if-changed=src/net/shim.cpp");
+    let include = lib.parent().ok_or("libtorch's lib folder has no parent")?.join("include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .warnings(false)
+        .flag("-fopenmp")
+        .include(&include)
+        .include(include.join("torch/csrc/api/include"))
+        .file("src/net/shim.cpp")
+        .compile("odh_shim");
+    Ok(())
+}
+
+/// RUNPATH, not RPATH, so that LD_LIBRARY_PATH wins on another machine; `$ORIGIN/libtorch/lib` for an installed copy.
+fn link(lib: &Path) {
+    for arg in [
+        "-Wl,--enable-new-dtags".to_string(),
+        format!("-Wl,-rpath,{}", lib.display()),
+        "-Wl,-rpath,$ORIGIN/libtorch/lib".to_string(),
+        "-Wl,-rpath,$ORIGIN/.libtorch/torch/lib".to_string(),
+    ] {
+        println!("cargo:rustc-link-arg={arg}");
+    }
+}
+
+fn collect(folder: &Path, extension: &str, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect(&path, extension, files)?;
+        } else if path.extension().is_some_and(|e| e == extension) {
+            files.push(path);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! MobileNet V1.

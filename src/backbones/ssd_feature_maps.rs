@@ -1,0 +1,1 @@
+//! The multi-resolution feature maps of SSD.

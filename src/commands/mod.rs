@@ -1,0 +1,7 @@
+//! One file per subcommand: its arguments and `run`.
+
+pub mod detect;
+pub mod eval;
+pub mod export;
+pub mod tfgen;
+pub mod train;

@@ -1,0 +1,1 @@
+//! Label maps: protobuf text that gives each class its id.

@@ -1,0 +1,1 @@
+//! The pipeline config: protobuf text, checked, overridden, saved.

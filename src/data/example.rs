@@ -1,0 +1,1 @@
+//! tf.Example to labeled image and back.

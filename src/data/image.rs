@@ -1,0 +1,1 @@
+//! Pictures: sniffing, decoding as TensorFlow decodes, resizing as TensorFlow resizes.

@@ -1,0 +1,7 @@
+//! Pictures and their boxes, from files to batches.
+
+pub mod augment;
+pub mod draw;
+pub mod example;
+pub mod image;
+pub mod loader;

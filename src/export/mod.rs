@@ -1,0 +1,3 @@
+//! Files that other programs run.
+
+pub mod graph_def;

@@ -1,0 +1,33 @@
+//! `odh`: from a folder of labelled pictures to a trained, evaluated, exported object detector.
+//!
+//! The layers, each of which imports only what stands below it:
+//!
+//! ```text
+//! cli        flags as typed, then as meant; dispatch
+//! commands   one file per subcommand
+//! engine     the training loop, evaluation, checkpoints      export   frozen graphs
+//! models     SSD (later Faster R-CNN): predict, loss, postprocess
+//! backbones  networks as data    data  examples, pictures, loader    metrics    config
+//! net        the graph and its executor                     detection  box maths
+//! formats    files that know no detection: records, checkpoints, events, VOC XML
+//! ```
+//!
+//! Invariants: `formats` and `detection` never import `net`; `backbones` never imports `tch`; `models` does no file I/O;
+//! `engine` never imports `export`. Tensors are NCHW, boxes `[ymin, xmin, ymax, xmax]`, normalized unless the name ends in `_px`.
+
+pub mod backbones;
+pub mod cli;
+pub mod commands;
+pub mod config;
+pub mod data;
+pub mod detection;
+pub mod engine;
+pub mod export;
+pub mod formats;
+pub mod logging;
+pub mod metrics;
+pub mod models;
+pub mod net;
+pub mod proto;
+#[cfg(test)]
+pub mod testing;

@@ -1,0 +1,1 @@
+//! process.log and the terminal.

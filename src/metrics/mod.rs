@@ -1,0 +1,5 @@
+//! Detection metrics.
+
+pub mod coco;
+pub mod matching;
+pub mod pascal;

@@ -1,0 +1,3 @@
+//! Meta-architectures.
+
+pub mod ssd;
