@@ -1,2 +1,123 @@
-// Libtorch calls that tch has no binding for. Every function catches C++ exceptions and returns 0, or 1 with the message in odh_last_error.
+// Libtorch calls that tch has no binding for; `shim.rs` is the safe face of every function here.
+//
+// Every function returns 0, or 1 with the message in odh_last_error(): no C++ exception reaches Rust.
+// Tensors arrive as the `at::Tensor *` that tch holds, and leave as a new one that tch frees.
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
+#include <ATen/Version.h>
 #include <dlfcn.h>
+#include <malloc.h>
+#include <stdint.h>
+
+#include <string>
+
+namespace {
+
+thread_local std::string last_error;
+
+template <typename F>
+int guarded(const F &f) {
+  try {
+    f();
+    return 0;
+  } catch (const c10::Error &e) {
+    last_error = e.what_without_backtrace();
+  } catch (const std::exception &e) {
+    last_error = e.what();
+  } catch (...) {
+    last_error = "unknown C++ exception";
+  }
+  return 1;
+}
+
+at::Tensor *give(at::Tensor t) { return new at::Tensor(std::move(t)); }
+
+std::string dl_error() {
+  const char *e = dlerror();
+  return e ? e : "unknown dlopen error";
+}
+
+// The folder of the libtorch_cpu.so that is loaded: its CUDA half lies beside it.
+std::string libtorch_folder() {
+  Dl_info info;
+  if (dladdr(reinterpret_cast<void *>(&at::show_config), &info) == 0 || !info.dli_fname) return "";
+  std::string path = info.dli_fname;
+  auto slash = path.rfind('/');
+  return slash == std::string::npos ? "" : path.substr(0, slash + 1);
+}
+
+}  // namespace
+
+extern "C" {
+
+const char *odh_last_error() { return last_error.c_str(); }
+
+// Loads libtorch's CUDA half. Without a driver (the usual case on a CPU machine) this ends at the first dlopen. The driver is asked for
+// its devices first, because loading libtorch_cuda.so costs up to a second and 350 MB.
+int odh_load_cuda() {
+  return guarded([] {
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
+    if (!driver) throw std::runtime_error("no NVIDIA driver: " + dl_error());
+    auto init = reinterpret_cast<int (*)(unsigned)>(dlsym(driver, "cuInit"));
+    auto count = reinterpret_cast<int (*)(int *)>(dlsym(driver, "cuDeviceGetCount"));
+    if (init && count) {
+      int devices = 0, code = init(0);
+      if (code == 0) code = count(&devices);
+      if (code != 0) throw std::runtime_error("the NVIDIA driver does not start (CUDA driver error " + std::to_string(code) + ")");
+      if (devices == 0) throw std::runtime_error("the NVIDIA driver lists no device");
+    }
+    std::string beside = libtorch_folder() + "libtorch_cuda.so";
+    if (dlopen(beside.c_str(), RTLD_NOW | RTLD_GLOBAL)) return;
+    std::string first = dl_error();
+    // LD_LIBRARY_PATH and the binary's own search path.
+    if (dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL)) return;
+    throw std::runtime_error("there is an NVIDIA device, but this libtorch has no CUDA half: " + first);
+  });
+}
+
+// The version of the libtorch that is loaded, such as "2.11.0", or "" where it does not say. To be called after odh_load_cuda: libtorch
+// looks for CUDA once, at its first use.
+int odh_libtorch_version(char *out, size_t size) {
+  return guarded([&] {
+    std::string config = at::show_config(), version;
+    const std::string key = "TORCH_VERSION=";
+    auto at = config.find(key);
+    if (at != std::string::npos) {
+      at += key.size();
+      version = config.substr(at, config.find_first_of(", \n", at) - at);
+    }
+    snprintf(out, size, "%s", version.c_str());
+  });
+}
+
+int odh_channels_last(const at::Tensor *x, at::Tensor **out) {
+  return guarded([&] { *out = give(x->contiguous(at::MemoryFormat::ChannelsLast)); });
+}
+
+int odh_is_channels_last(const at::Tensor *x, int *out) {
+  return guarded([&] { *out = x->is_contiguous(at::MemoryFormat::ChannelsLast); });
+}
+
+// Peak bytes that CUDA tensors have taken on one device since the start or the last reset.
+int odh_cuda_memory_peak(int device, int reset, int64_t *out) {
+  return guarded([&] {
+    auto *allocator = at::getDeviceAllocator(at::kCUDA);
+    auto stats = allocator->getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    *out = stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+    if (reset) allocator->resetPeakStats(static_cast<c10::DeviceIndex>(device));
+  });
+}
+
+int odh_numerics(int tf32, int deterministic, int cudnn_benchmark) {
+  return guarded([&] {
+    auto &context = at::globalContext();
+    context.setAllowTF32CuBLAS(tf32);
+    context.setAllowTF32CuDNN(tf32);
+    context.setDeterministicCuDNN(deterministic);
+    context.setDeterministicAlgorithms(deterministic, /*warn_only=*/true);
+    context.setBenchmarkCuDNN(cudnn_benchmark && !deterministic);
+  });
+}
+
+}  // extern "C"
