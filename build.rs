@@ -27,6 +27,8 @@ fn compile_protos() -> Result<()> {
     prost_build::Config::new()
         .include_file("protos.rs")
         .bytes(["."])
+        // Sorted maps, so that the same example is the same bytes.
+        .btree_map(["."])
         .compile_fds(set)?;
     Ok(())
 }
