@@ -1,5 +1,6 @@
 //! Detection metrics.
 
+pub mod argsort;
 pub mod coco;
 pub mod matching;
 pub mod pascal;
