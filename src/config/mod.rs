@@ -2,4 +2,5 @@
 
 pub mod label_map;
 pub mod pipeline;
+pub mod text;
 pub mod zoo;
