@@ -1,1 +1,148 @@
-//! anchors
+//! Anchors: the boxes that a detector's outputs are relative to (upstream anchor_generators/).
+
+use super::boxes::BBox;
+
+/// SSD's anchors (upstream multiple_grid_anchor_generator.py, `create_ssd_anchors`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct SsdAnchors {
+    /// For each layer, finest first, `(scale, aspect ratio)` of each anchor of a cell.
+    specs: Vec<Vec<(f32, f32)>>,
+    /// `[height, width]`: the anchor of scale 1 and ratio 1, in units of the picture's shorter side.
+    base_size: [f32; 2],
+    /// `[height, width]` between cells, normalized to the picture, a layer; where absent, one over the grid.
+    strides: Vec<[f32; 2]>,
+    /// Centre of the first cell, likewise; where absent, half a stride.
+    offsets: Vec<[f32; 2]>,
+}
+
+/// What `SsdAnchors` is made from: the fields of the message `SsdAnchorGenerator`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SsdAnchorOptions {
+    pub num_layers: usize,
+    pub min_scale: f32,
+    pub max_scale: f32,
+    /// Replaces the linear scales when not empty.
+    pub scales: Vec<f32>,
+    pub aspect_ratios: Vec<f32>,
+    /// Scale of a further anchor between two layers' scales; 0 for none.
+    pub interpolated_scale_aspect_ratio: f32,
+    pub reduce_boxes_in_lowest_layer: bool,
+    pub base_anchor_height: f32,
+    pub base_anchor_width: f32,
+    /// Pixels, a layer; empty for one over the grid.
+    pub height_stride: Vec<i32>,
+    pub width_stride: Vec<i32>,
+    pub height_offset: Vec<i32>,
+    pub width_offset: Vec<i32>,
+}
+
+impl SsdAnchors {
+    /// The anchors' shapes; positions need the grids.
+    pub fn new(options: &SsdAnchorOptions, picture: [usize; 2]) -> Self {
+        let n = options.num_layers;
+        // As upstream in double precision; 1.0 follows the last layer's scale.
+        let mut scales: Vec<f64> = if options.scales.is_empty() {
+            let (min, max) = (f64::from(options.min_scale), f64::from(options.max_scale));
+            let step = if n > 1 { (max - min) / (n as f64 - 1.0) } else { 0.0 };
+            (0..n).map(|i| min + step * i as f64).collect()
+        } else {
+            options.scales.iter().map(|&s| f64::from(s)).collect()
+        };
+        scales.push(1.0);
+        let specs = (0..n)
+            .map(|layer| {
+                let (scale, next) = (scales[layer], scales[layer + 1]);
+                if layer == 0 && options.reduce_boxes_in_lowest_layer {
+                    return vec![(0.1, 1.0), (scale as f32, 2.0), (scale as f32, 0.5)];
+                }
+                let mut spec: Vec<(f32, f32)> = options.aspect_ratios.iter().map(|&r| (scale as f32, r)).collect();
+                if options.interpolated_scale_aspect_ratio > 0.0 {
+                    spec.push(((scale * next).sqrt() as f32, options.interpolated_scale_aspect_ratio));
+                }
+                spec
+            })
+            .collect();
+        let [height, width] = picture.map(|side| side as f32);
+        let normalized = |h: &[i32], w: &[i32]| h.iter().zip(w).map(|(&h, &w)| [h as f32 / height, w as f32 / width]).collect();
+        Self {
+            specs,
+            base_size: [options.base_anchor_height, options.base_anchor_width],
+            strides: normalized(&options.height_stride, &options.width_stride),
+            offsets: normalized(&options.height_offset, &options.width_offset),
+        }
+    }
+
+    /// Anchors of a cell, a layer.
+    pub fn per_cell(&self) -> Vec<usize> {
+        self.specs.iter().map(Vec::len).collect()
+    }
+
+    /// All anchors, layer by layer, row by row, then by their order in a cell: `[A]`, normalized.
+    ///
+    /// * `grids`: `[height, width]` of each feature map.
+    /// * `picture`: `[height, width]` in pixels; the anchors are square in pixels, not in the normalized frame.
+    pub fn generate(&self, grids: &[[i64; 2]], picture: [usize; 2]) -> Vec<BBox> {
+        assert!(grids.len() == self.specs.len(), "{} feature maps for {} layers of anchors", grids.len(), self.specs.len());
+        let [height, width] = picture.map(|side| side as f32);
+        let shorter = height.min(width);
+        let base = [shorter / height * self.base_size[0], shorter / width * self.base_size[1]];
+        let mut anchors = Vec::new();
+        for (layer, (grid, spec)) in grids.iter().zip(&self.specs).enumerate() {
+            let stride = self.strides.get(layer).copied().unwrap_or([1.0 / grid[0] as f32, 1.0 / grid[1] as f32]);
+            let offset = self.offsets.get(layer).copied().unwrap_or([0.5 * stride[0], 0.5 * stride[1]]);
+            for y in 0..grid[0] {
+                for x in 0..grid[1] {
+                    let (cy, cx) = (y as f32 * stride[0] + offset[0], x as f32 * stride[1] + offset[1]);
+                    for &(scale, ratio) in spec {
+                        let root = ratio.sqrt();
+                        let (h, w) = (scale / root * base[0], scale * root * base[1]);
+                        anchors.push([cy - 0.5 * h, cx - 0.5 * w, cy + 0.5 * h, cx + 0.5 * w]);
+                    }
+                }
+            }
+        }
+        anchors
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zoo() -> SsdAnchorOptions {
+        SsdAnchorOptions {
+            num_layers: 6,
+            min_scale: 0.2,
+            max_scale: 0.95,
+            scales: vec![],
+            aspect_ratios: vec![1.0, 2.0, 0.5, 3.0, 0.3333],
+            interpolated_scale_aspect_ratio: 1.0,
+            reduce_boxes_in_lowest_layer: true,
+            base_anchor_height: 1.0,
+            base_anchor_width: 1.0,
+            height_stride: vec![],
+            width_stride: vec![],
+            height_offset: vec![],
+            width_offset: vec![],
+        }
+    }
+
+    #[test]
+    fn the_zoos_ssd_has_1917_anchors() {
+        let anchors = SsdAnchors::new(&zoo(), [300, 300]);
+        assert_eq!(anchors.per_cell(), [3, 6, 6, 6, 6, 6]);
+        let all = anchors.generate(&[[19, 19], [10, 10], [5, 5], [3, 3], [2, 2], [1, 1]], [300, 300]);
+        assert_eq!(all.len(), 1917);
+        let c = 0.5 / 19.0;
+        for (got, want) in all[0].iter().zip([c - 0.05, c - 0.05, c + 0.05, c + 0.05]) {
+            assert!((got - want).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn anchors_of_a_wide_picture_are_square_in_pixels() {
+        let anchors = SsdAnchors::new(&zoo(), [100, 200]).generate(&[[1, 1]; 6], [100, 200]);
+        let [ymin, xmin, ymax, xmax] = anchors[0];
+        assert!(((ymax - ymin) * 100.0 - (xmax - xmin) * 200.0).abs() < 1e-4);
+    }
+}

@@ -26,3 +26,26 @@ pub struct Detections {
     /// Classes, 0-based, `[D]`.
     pub classes: Vec<usize>,
 }
+
+/// Height times width.
+pub fn area(b: &BBox) -> f32 {
+    (b[2] - b[0]) * (b[3] - b[1])
+}
+
+/// Intersection over union; 0 where they do not meet.
+pub fn iou(a: &BBox, b: &BBox) -> f32 {
+    let height = (a[2].min(b[2]) - a[0].max(b[0])).max(0.0);
+    let width = (a[3].min(b[3]) - a[1].max(b[1])).max(0.0);
+    let intersection = height * width;
+    if intersection == 0.0 {
+        return 0.0;
+    }
+    intersection / (area(a) + area(b) - intersection)
+}
+
+/// The part of a box inside `window`.
+pub fn clip(b: &BBox, window: &BBox) -> BBox {
+    let y = |v: f32| v.min(window[2]).max(window[0]);
+    let x = |v: f32| v.min(window[3]).max(window[1]);
+    [y(b[0]), x(b[1]), y(b[2]), x(b[3])]
+}
