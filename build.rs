@@ -7,9 +7,9 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Result<()> {
     compile_protos()?;
-    let lib = env::var("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from).map_err(|_| {
-        "torch-sys did not say where libtorch is: run `make libtorch` first (or set LIBTORCH)"
-    })?;
+    let lib = env::var("DEP_TCH_LIBTORCH_LIB")
+        .map(PathBuf::from)
+        .map_err(|_| "torch-sys did not say where libtorch is: run `make libtorch` first (or set LIBTORCH)")?;
     compile_shim(&lib)?;
     link(&lib);
     Ok(())

@@ -131,10 +131,7 @@ impl LabeledImage {
             filename,
         };
         for (i, (id, name)) in image.classes.iter().zip(&image.class_names).enumerate() {
-            ensure!(
-                *id > 0 || !name.is_empty(),
-                "box {i} has no class: neither `{CLASS_LABEL}` nor `{CLASS_TEXT}` gives one"
-            );
+            ensure!(*id > 0 || !name.is_empty(), "box {i} has no class: neither `{CLASS_LABEL}` nor `{CLASS_TEXT}` gives one");
         }
         Ok(image)
     }

@@ -150,7 +150,10 @@ mod tests {
             boxes.push([0.3, 0.3, 0.3, 0.3]);
             let losses: Vec<f32> = boxes.iter().map(|_| rng.random()).collect();
             for max in [10, 1000] {
-                assert_eq!(suppress_near_copies(&boxes, &losses, threshold, max), super::super::nms::nms(&boxes, &losses, threshold, max));
+                assert_eq!(
+                    suppress_near_copies(&boxes, &losses, threshold, max),
+                    super::super::nms::nms(&boxes, &losses, threshold, max)
+                );
             }
         }
     }

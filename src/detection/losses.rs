@@ -54,13 +54,13 @@ impl ClassificationLoss {
             Self::SigmoidFocal { alpha, gamma } => {
                 let targets = one_hot(classes, columns)?;
                 let p = logits.f_sigmoid()?;
-                let p_t = &targets * &p + (1.0 - &targets) * (1.0 - &p);
+                let p_t: Tensor = &targets * &p + (1.0f64 - &targets) * (1.0f64 - &p);
                 let mut loss = cross_entropy(logits, &targets)?;
                 if gamma != 0.0 {
-                    loss = loss * (1.0 - p_t).f_pow_tensor_scalar(gamma)?;
+                    loss *= (1.0f64 - &p_t).f_pow_tensor_scalar(gamma)?;
                 }
                 if let Some(alpha) = alpha {
-                    loss = loss * (&targets * alpha + (1.0 - &targets) * (1.0 - alpha));
+                    loss *= &targets * alpha + (1.0f64 - &targets) * (1.0 - alpha);
                 }
                 sum_columns(&loss)?
             }
@@ -94,14 +94,18 @@ mod tests {
     #[test]
     fn smooth_l1_is_quadratic_up_to_one_and_linear_beyond() {
         let p = Tensor::from_slice(&[0.5f32, 0.0, 0.0, 3.0]).view([1, 1, 4]);
-        let loss = LocalizationLoss::SmoothL1 { delta: 1.0 }.per_anchor(&p, &p.zeros_like(), &Tensor::from_slice(&[2.0f32]).view([1, 1])).unwrap();
+        let loss = LocalizationLoss::SmoothL1 { delta: 1.0 }
+            .per_anchor(&p, &p.zeros_like(), &Tensor::from_slice(&[2.0f32]).view([1, 1]))
+            .unwrap();
         assert!((loss.double_value(&[0, 0]) - 2.0 * (0.125 + 2.5)).abs() < 1e-6);
     }
 
     #[test]
     fn sigmoid_counts_every_column() {
         let logits = Tensor::zeros([1, 1, 3], (Kind::Float, tch::Device::Cpu));
-        let loss = ClassificationLoss::Sigmoid.per_anchor(&logits, &Tensor::from_slice(&[0i64]).view([1, 1]), &Tensor::from_slice(&[1.0f32]).view([1, 1])).unwrap();
+        let loss = ClassificationLoss::Sigmoid
+            .per_anchor(&logits, &Tensor::from_slice(&[0i64]).view([1, 1]), &Tensor::from_slice(&[1.0f32]).view([1, 1]))
+            .unwrap();
         assert!((loss.double_value(&[0, 0]) - 3.0 * 2f64.ln()).abs() < 1e-6);
     }
 }

@@ -79,8 +79,12 @@ fn similarity(a: &BBox, a_area: f32, b: &BBox, b_area: f32) -> f32 {
 mod tests {
     use super::*;
 
-    const MATCHER: ArgMaxMatcher =
-        ArgMaxMatcher { matched_threshold: 0.5, unmatched_threshold: 0.5, negatives_lower_than_unmatched: true, force_match_for_each_row: true };
+    const MATCHER: ArgMaxMatcher = ArgMaxMatcher {
+        matched_threshold: 0.5,
+        unmatched_threshold: 0.5,
+        negatives_lower_than_unmatched: true,
+        force_match_for_each_row: true,
+    };
 
     #[test]
     fn every_groundtruth_takes_its_best_anchor() {

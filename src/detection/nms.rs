@@ -65,13 +65,20 @@ fn overlaps_more(a: &BBox, a_size: f32, b: &BBox, b_size: f32, threshold: f32) -
 /// * `scores`: `[A * K]`, row-major, without background.
 /// * `window`: boxes are clipped to it.
 pub fn multiclass(boxes: &[BBox], scores: &[f32], num_classes: usize, window: &BBox, options: &NmsOptions) -> Detections {
-    assert!(scores.len() == boxes.len() * num_classes, "{} scores for {} boxes of {num_classes} classes", scores.len(), boxes.len());
+    assert!(
+        scores.len() == boxes.len() * num_classes,
+        "{} scores for {} boxes of {num_classes} classes",
+        scores.len(),
+        boxes.len()
+    );
     let clipped: Vec<BBox> = boxes.iter().map(|b| clip(b, window)).collect();
     let mut found: Vec<(f32, usize, usize)> = Vec::new();
     let mut order: Vec<usize> = Vec::new();
     for class in 0..num_classes {
         order.clear();
-        order.extend((0..boxes.len()).filter(|&i| scores[i * num_classes + class] > options.score_threshold && area(&clipped[i]) > 0.0));
+        order.extend(
+            (0..boxes.len()).filter(|&i| scores[i * num_classes + class] > options.score_threshold && area(&clipped[i]) > 0.0),
+        );
         let score = |i: usize| scores[i * num_classes + class];
         order.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
         let kept = suppress(&clipped, &order, options.iou_threshold, options.max_per_class);

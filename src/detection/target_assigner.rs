@@ -27,11 +27,22 @@ impl Targets {
 }
 
 /// Matches the anchors to one picture's groundtruth and encodes what they should say.
-pub fn assign(matcher: &ArgMaxMatcher, coder: &BoxCoder, anchors: &[BBox], groundtruth: &Groundtruth, negative_class_weight: f32) -> Targets {
+pub fn assign(
+    matcher: &ArgMaxMatcher,
+    coder: &BoxCoder,
+    anchors: &[BBox],
+    groundtruth: &Groundtruth,
+    negative_class_weight: f32,
+) -> Targets {
     let matches = matcher.matches(&groundtruth.boxes, anchors);
     let n = anchors.len();
-    let mut targets =
-        Targets { matches: Vec::new(), classes: vec![0; n], class_weights: vec![0.0; n], codes: vec![0.0; 4 * n], box_weights: vec![0.0; n] };
+    let mut targets = Targets {
+        matches: Vec::new(),
+        classes: vec![0; n],
+        class_weights: vec![0.0; n],
+        codes: vec![0.0; 4 * n],
+        box_weights: vec![0.0; n],
+    };
     for (a, m) in matches.iter().enumerate() {
         match *m {
             Match::Groundtruth(g) => {

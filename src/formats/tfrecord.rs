@@ -111,10 +111,7 @@ impl<R: Read> Reader<R> {
         // `take` grows with what is really there, so a length past the end costs no memory.
         let mut data = Vec::new();
         self.inner.by_ref().take(length.saturating_add(FOOTER)).read_to_end(&mut data)?;
-        ensure!(
-            data.len() as u64 == length.saturating_add(FOOTER),
-            "ends inside a record of {length} bytes"
-        );
+        ensure!(data.len() as u64 == length.saturating_add(FOOTER), "ends inside a record of {length} bytes");
         check_data(data).map(Some)
     }
 }
@@ -126,9 +123,7 @@ impl<R: Read> Iterator for Reader<R> {
         if self.done {
             return None;
         }
-        let item = self
-            .next_record()
-            .with_context(|| format!("`{}`: record {} is damaged", self.name, self.record));
+        let item = self.next_record().with_context(|| format!("`{}`: record {} is damaged", self.name, self.record));
         self.record += 1;
         self.done = !matches!(item, Ok(Some(_)));
         item.transpose()
@@ -206,10 +201,7 @@ pub fn resolve(path: &Path) -> Result<Vec<PathBuf>> {
     if found.is_empty() && text.contains(['*', '?', '[']) {
         found = matches_of(text)?;
     }
-    ensure!(
-        !found.is_empty(),
-        "`{text}`: no such record file, and no shards `{text}-?????-of-?????`; make it with `odh tfgen`"
-    );
+    ensure!(!found.is_empty(), "`{text}`: no such record file, and no shards `{text}-?????-of-?????`; make it with `odh tfgen`");
     check_shards(&found)?;
     Ok(found)
 }

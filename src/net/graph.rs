@@ -158,11 +158,21 @@ pub struct BatchNorm {
 pub enum Op {
     /// The picture or map that the caller gives.
     Input,
-    Conv2d { weights: VariableId, window: Window },
-    DepthwiseConv2d { weights: VariableId, window: Window },
+    Conv2d {
+        weights: VariableId,
+        window: Window,
+    },
+    DepthwiseConv2d {
+        weights: VariableId,
+        window: Window,
+    },
     /// `[N, I] -> [N, O]`.
-    FullyConnected { weights: VariableId },
-    BiasAdd { biases: VariableId },
+    FullyConnected {
+        weights: VariableId,
+    },
+    BiasAdd {
+        biases: VariableId,
+    },
     BatchNorm(BatchNorm),
     Activation(Activation),
     MaxPool(Window),
@@ -178,7 +188,9 @@ pub enum Op {
     /// Zeros around the map: `[top, left, bottom, right]`.
     Pad([i64; 4]),
     /// Keeps each element with this probability in training, scaled up by its inverse.
-    Dropout { keep: f64 },
+    Dropout {
+        keep: f64,
+    },
 }
 
 /// An operation at its place in the network.
@@ -265,11 +277,7 @@ impl Graph {
     /// Declares a variable; the same name twice is the same variable (TensorFlow's reuse).
     pub fn declare(&mut self, variable: Variable) -> VariableId {
         if let Some(&id) = self.variable_ids.get(&variable.name) {
-            assert!(
-                self.variables[id.0].shape == variable.shape,
-                "variable {} is declared with two shapes",
-                variable.name
-            );
+            assert!(self.variables[id.0].shape == variable.shape, "variable {} is declared with two shapes", variable.name);
             return id;
         }
         let id = VariableId(self.variables.len());
