@@ -4,4 +4,6 @@ pub mod augment;
 pub mod draw;
 pub mod example;
 pub mod image;
+pub mod jpeg;
 pub mod loader;
+pub mod resize;
