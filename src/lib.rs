@@ -22,12 +22,15 @@ pub mod config;
 pub mod data;
 pub mod detection;
 pub mod engine;
+pub mod exit;
 pub mod export;
+pub mod flags;
 pub mod formats;
 pub mod logging;
 pub mod metrics;
 pub mod models;
 pub mod net;
+pub mod prompt;
 pub mod proto;
 #[cfg(test)]
 pub mod testing;

@@ -1,1 +1,354 @@
-//! process.log and the terminal.
+//! process.log and the terminal: the record in the old tool's format, warnings on stderr, results on stdout, progress bars in one piece.
+
+use std::fmt::{self, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::MultiProgress;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Metadata, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Target of events that the terminal has already shown another way and that only process.log takes.
+pub const FILE_ONLY: &str = "odh::process_log";
+
+/// A severity as Python's `logging` numbers it: DEBUG 10, INFO 20, WARNING 30, ERROR 40, CRITICAL 50.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Level(u8);
+
+impl Level {
+    /// What only a developer wants to know.
+    pub const DEBUG: Level = Level(10);
+    /// What happened.
+    pub const INFO: Level = Level(20);
+    /// What the user should look at.
+    pub const WARNING: Level = Level(30);
+    /// What failed.
+    pub const ERROR: Level = Level(40);
+    /// What ended the program: an event at tracing's ERROR with the field `critical = true`.
+    pub const CRITICAL: Level = Level(50);
+
+    const NAMES: [(&'static str, Level); 7] = [
+        ("DEBUG", Level::DEBUG),
+        ("INFO", Level::INFO),
+        ("WARNING", Level::WARNING),
+        ("ERROR", Level::ERROR),
+        ("CRITICAL", Level::CRITICAL),
+        ("WARN", Level::WARNING),
+        ("FATAL", Level::CRITICAL),
+    ];
+
+    fn name(self) -> &'static str {
+        match self.0 {
+            50.. => "CRITICAL",
+            40..50 => "ERROR",
+            30..40 => "WARNING",
+            20..30 => "INFO",
+            _ => "DEBUG",
+        }
+    }
+
+    fn of(level: tracing::Level) -> Level {
+        match level {
+            tracing::Level::ERROR => Level::ERROR,
+            tracing::Level::WARN => Level::WARNING,
+            tracing::Level::INFO => Level::INFO,
+            tracing::Level::DEBUG => Level::DEBUG,
+            tracing::Level::TRACE => Level(5),
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Level::NAMES.iter().find(|(_, level)| level == self) {
+            Some((name, _)) => f.write_str(name),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl FromStr for Level {
+    type Err = String;
+
+    /// A name in any case, or Python's number for it.
+    fn from_str(typed: &str) -> Result<Level, String> {
+        let word = typed.trim();
+        if let Some((_, level)) = Level::NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(word)) {
+            return Ok(*level);
+        }
+        match word.parse::<u8>() {
+            Ok(number @ 1..=50) => Ok(Level(number)),
+            _ => Err("it must be DEBUG, INFO, WARNING, ERROR, CRITICAL or a number from 10 to 50".to_string()),
+        }
+    }
+}
+
+/// Starts the record: from here on tracing's events go to `folder`/process.log and, from WARNING up, to stderr.
+///
+/// `level` is what the user asked for: events below it are dropped, and if it is DEBUG the terminal gets all of them too. INFO
+/// is what process.log gets when nothing was asked for. A process.log that cannot be opened is warned of once, and the
+/// program goes on without. Calling it a second time changes nothing.
+pub fn init(folder: &Path, level: Option<Level>) {
+    let path = folder.join("process.log");
+    let file = match OpenOptions::new().append(true).create(true).open(&path) {
+        Ok(file) => Some(file),
+        Err(e) => {
+            say(&format!("warning: cannot write {}: {e}; going on without a record", path.display()));
+            None
+        }
+    };
+    let asked = level.unwrap_or(Level::INFO);
+    let record = Record {
+        file,
+        threshold: asked,
+        terminal: if asked <= Level::DEBUG { asked } else { asked.max(Level::WARNING) },
+        failed: AtomicBool::new(false),
+    };
+    if tracing_subscriber::registry().with(record).try_init().is_ok() {
+        record_panics();
+    }
+}
+
+/// The bars of this process: add yours here, so that log lines and results do not tear them.
+pub fn progress() -> &'static MultiProgress {
+    static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+    &BARS
+}
+
+/// Prints one result line to stdout, bars aside; see [`crate::outln`].
+///
+/// A reader that has gone (`odh ... | head`) is no error: the work goes on and what follows is dropped.
+pub fn print_line(line: fmt::Arguments<'_>) {
+    let text = format!("{line}\n");
+    let write = || {
+        let mut out = io::stdout().lock();
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    };
+    if io::stdout().is_terminal() {
+        progress().suspend(write);
+    } else {
+        write();
+    }
+}
+
+/// `println!` for results: never panics on a closed pipe and leaves progress bars whole.
+#[macro_export]
+macro_rules! outln {
+    () => { $crate::logging::print_line(format_args!("")) };
+    ($($arg:tt)*) => { $crate::logging::print_line(format_args!($($arg)*)) };
+}
+
+/// One line on stderr, bars aside; a closed stderr is passed over.
+pub fn say(line: &str) {
+    progress().suspend(|| {
+        let _ = writeln!(io::stderr().lock(), "{line}");
+    });
+}
+
+/// The layer that takes tracing's events.
+struct Record {
+    file: Option<File>,
+    threshold: Level,
+    terminal: Level,
+    /// A full disk is said once.
+    failed: AtomicBool,
+}
+
+impl Record {
+    /// One write(2) per event to a file opened with O_APPEND: lines of several processes are never torn, and none
+    /// waits in a buffer when the process is killed.
+    fn write(&self, line: &str) {
+        let Some(mut file) = self.file.as_ref() else { return };
+        if let Err(e) = file.write_all(line.as_bytes())
+            && !self.failed.swap(true, Ordering::Relaxed)
+        {
+            say(&format!("warning: cannot write process.log: {e}; the record has gaps from here"));
+        }
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Record {
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        // CRITICAL is told by a field, which is not known yet here.
+        *metadata.level() == tracing::Level::ERROR || Level::of(*metadata.level()) >= self.threshold
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let metadata = event.metadata();
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let level = if fields.critical { Level::CRITICAL } else { Level::of(*metadata.level()) };
+        if level < self.threshold {
+            return;
+        }
+        self.write(&line(level, metadata.file(), metadata.line(), &fields.text));
+        if level >= self.terminal && metadata.target() != FILE_ONLY {
+            say(&format!("{}: {}", level.name().to_lowercase(), fields.text));
+        }
+    }
+}
+
+/// The message, then other fields as `name=value`.
+#[derive(Default)]
+struct Fields {
+    text: String,
+    critical: bool,
+}
+
+impl Visit for Fields {
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        if field.name() == "critical" {
+            self.critical = value;
+        } else {
+            self.record_debug(field, &value);
+        }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" {
+            self.text.insert_str(0, value);
+        } else {
+            let _ = write!(self.text, " {}={value}", field.name());
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.text.insert_str(0, &format!("{value:?}"));
+        } else {
+            let _ = write!(self.text, " {}={value:?}", field.name());
+        }
+    }
+}
+
+/// `[INFO|train.rs:94] 2018-05-17 00:21:48,698 > message`, as the old tool wrote it.
+fn line(level: Level, file: Option<&str>, number: Option<u32>, message: &str) -> String {
+    let file = file.unwrap_or("?");
+    let name = file.rsplit(['/', '\\']).next().unwrap_or(file);
+    let now = chrono::Local::now().format("%Y-%m-%d %H:%M:%S,%3f");
+    format!("[{}|{name}:{}] {now} > {message}\n", level.name(), number.unwrap_or(0))
+}
+
+/// A panic is a bug of ours: the record names it. A closed stdout that some `println!` trips over is none, and ends quietly.
+fn record_panics() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let message = info.payload_as_str().unwrap_or("panic");
+        if message.starts_with("failed printing to stdout") && message.contains("Broken pipe") {
+            std::process::exit(0);
+        }
+        let place = info.location().map(|l| format!("{}:{}: ", l.file(), l.line())).unwrap_or_default();
+        tracing::error!(target: FILE_ONLY, critical = true, "panic: {place}{message}");
+        before(info);
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recording(threshold: Level, file: &Path) -> Record {
+        let file = OpenOptions::new().append(true).create(true).open(file).unwrap();
+        Record { file: Some(file), threshold, terminal: Level(255), failed: AtomicBool::new(false) }
+    }
+
+    #[test]
+    fn levels_are_pythons_in_any_case_or_as_numbers() {
+        for (typed, level) in [
+            ("DEBUG", Level::DEBUG),
+            ("info", Level::INFO),
+            ("Warning", Level::WARNING),
+            ("warn", Level::WARNING),
+            ("ERROR", Level::ERROR),
+            ("critical", Level::CRITICAL),
+            ("10", Level::DEBUG),
+            ("50", Level::CRITICAL),
+            ("25", Level(25)),
+        ] {
+            assert_eq!(typed.parse(), Ok(level), "{typed}");
+        }
+        for typed in ["", "VERBOSE", "0", "51", "-10", "1e1"] {
+            assert!(typed.parse::<Level>().is_err(), "{typed}");
+        }
+        assert_eq!(Level::INFO.to_string(), "INFO");
+        assert_eq!(Level(25).to_string(), "25");
+    }
+
+    #[test]
+    fn lines_have_the_old_tools_format() {
+        let line = line(Level::INFO, Some("src/engine/train.rs"), Some(94), "Program start [ model : x ]");
+        let (head, rest) = line.split_once("] ").unwrap();
+        assert_eq!(head, "[INFO|train.rs:94");
+        let (time, message) = rest.split_once(" > ").unwrap();
+        assert_eq!(message, "Program start [ model : x ]\n");
+        assert_eq!(time.len(), "2018-05-17 00:21:48,698".len());
+        assert!(chrono::NaiveDateTime::parse_from_str(time, "%Y-%m-%d %H:%M:%S,%3f").is_ok(), "{time}");
+    }
+
+    #[test]
+    fn the_record_is_appended_and_keeps_to_its_level() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("process.log");
+        std::fs::write(&path, "before\n").unwrap();
+        let subscriber = tracing_subscriber::registry().with(recording(Level::INFO, &path));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::debug!("not this");
+            tracing::info!(boxes = 3, name = "a b", "kept");
+            tracing::warn!("라쿤");
+            tracing::error!(critical = true, "the end");
+        });
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert_eq!(lines[0], "before");
+        assert!(lines[1].starts_with("[INFO|logging.rs:") && lines[1].ends_with("> kept boxes=3 name=a b"), "{text}");
+        assert!(lines[2].starts_with("[WARNING|") && lines[2].ends_with("> 라쿤"), "{text}");
+        assert!(lines[3].starts_with("[CRITICAL|") && lines[3].ends_with("> the end"), "{text}");
+    }
+
+    #[test]
+    fn at_critical_errors_are_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("process.log");
+        let subscriber = tracing_subscriber::registry().with(recording(Level::CRITICAL, &path));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!("an error");
+            tracing::error!(critical = true, "the end");
+        });
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+
+    #[test]
+    fn lines_of_many_writers_are_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("process.log");
+        std::thread::scope(|scope| {
+            for writer in 0..8 {
+                let path = &path;
+                scope.spawn(move || {
+                    let record = recording(Level::INFO, path);
+                    let text = format!("{writer}").repeat(3000);
+                    for _ in 0..50 {
+                        record.write(&line(Level::INFO, Some("x.rs"), Some(1), &text));
+                    }
+                });
+            }
+        });
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 400);
+        for line in text.lines() {
+            let message = line.split_once(" > ").unwrap().1;
+            assert_eq!(message.len(), 3000);
+            assert!(message.bytes().all(|b| b == message.as_bytes()[0]));
+        }
+    }
+}

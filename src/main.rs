@@ -1,3 +1,7 @@
-//! Parse, run, print the error chain, exit.
+//! Parse, init logging, run, print the error chain, exit.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    odh::cli::main(std::env::args_os().collect())
+}

@@ -1,1 +1,24 @@
-//! `odh export`.
+//! `odh export`: a trained model becomes a frozen graph.
+
+use anyhow::{Result, anyhow};
+
+const EXAMPLE: &str = "\
+Example:
+  odh export -m ssd_mobilenet_v1_coco";
+
+/// What `odh export` is told.
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLE)]
+pub struct Args {
+    /// Zoo folder, name in the table, unique prefix, or number in the menu
+    #[arg(short = 'm', long = "model", value_name = "MODEL")]
+    model: Option<String>,
+}
+
+/// Runs `odh export`.
+///
+/// # Errors
+/// Always, until this command is written.
+pub fn run(args: Args) -> Result<()> {
+    Err(anyhow!("`odh export` is not written yet (it was asked for {args:?})"))
+}
