@@ -16,14 +16,8 @@ const TOLERANCE: f64 = 1e-6;
 fn cases(name: &str) -> Option<Vec<Value>> {
     let path = common::shared(&format!("reference/metrics/{name}"))?;
     let mut text = String::new();
-    flate2::read::MultiGzDecoder::new(std::fs::File::open(path).unwrap())
-        .read_to_string(&mut text)
-        .unwrap();
-    Some(
-        text.lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect(),
-    )
+    flate2::read::MultiGzDecoder::new(std::fs::File::open(path).unwrap()).read_to_string(&mut text).unwrap();
+    Some(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
 }
 
 /// A number, parsed to single precision from its own digits rather than by way of a double.
@@ -32,16 +26,11 @@ fn f32_of(value: &Value) -> f32 {
 }
 
 fn list<T>(value: &Value, each: impl Fn(&Value) -> T) -> Vec<T> {
-    value
-        .as_array()
-        .map(|items| items.iter().map(each).collect())
-        .unwrap_or_default()
+    value.as_array().map(|items| items.iter().map(each).collect()).unwrap_or_default()
 }
 
 fn boxes(value: &Value) -> Vec<BBox> {
-    list(value, |b| {
-        [f32_of(&b[0]), f32_of(&b[1]), f32_of(&b[2]), f32_of(&b[3])]
-    })
+    list(value, |b| [f32_of(&b[0]), f32_of(&b[1]), f32_of(&b[2]), f32_of(&b[3])])
 }
 
 fn classes(value: &Value) -> Vec<u32> {
@@ -61,11 +50,7 @@ fn groundtruth(image: &Value) -> PictureGroundtruth {
 
 fn detections(image: &Value) -> PictureDetections {
     let det = &image["det"];
-    PictureDetections {
-        boxes_px: boxes(&det["boxes"]),
-        classes: classes(&det["classes"]),
-        scores: list(&det["scores"], f32_of),
-    }
+    PictureDetections { boxes_px: boxes(&det["boxes"]), classes: classes(&det["classes"]), scores: list(&det["scores"], f32_of) }
 }
 
 /// The largest difference between figures and what is expected of them; infinite where only one is a number.
@@ -107,38 +92,18 @@ fn pascal_figures_equal_the_od_apis_in_every_case() {
             ("ap", result.ap.clone(), expect["ap"].clone()),
             ("corloc", result.corloc.clone(), expect["corloc"].clone()),
             ("num_gt", counts(&result.num_gt), expect["num_gt"].clone()),
-            (
-                "num_gt_images",
-                counts(&result.num_gt_images),
-                expect["num_gt_images"].clone(),
-            ),
-            (
-                "map",
-                vec![result.map],
-                Value::Array(vec![expect["map"].clone()]),
-            ),
-            (
-                "mean_corloc",
-                vec![result.mean_corloc],
-                Value::Array(vec![expect["mean_corloc"].clone()]),
-            ),
+            ("num_gt_images", counts(&result.num_gt_images), expect["num_gt_images"].clone()),
+            ("map", vec![result.map], Value::Array(vec![expect["map"].clone()])),
+            ("mean_corloc", vec![result.mean_corloc], Value::Array(vec![expect["mean_corloc"].clone()])),
         ] {
             let off = difference(&figures, &expected);
-            assert!(
-                off <= TOLERANCE,
-                "{name}: {what}: {figures:?} is not {expected}"
-            );
+            assert!(off <= TOLERANCE, "{name}: {what}: {figures:?} is not {expected}");
             if off > worst.0 {
                 worst = (off, name);
             }
         }
     }
-    println!(
-        "PASCAL: {} cases, largest difference {:e} {}",
-        cases.len(),
-        worst.0,
-        worst.1
-    );
+    println!("PASCAL: {} cases, largest difference {:e} {}", cases.len(), worst.0, worst.1);
 }
 
 #[test]
@@ -149,23 +114,10 @@ fn pascal_figures_with_a_stable_sort_equal_what_is_given_for_it() {
     let mut apart = 0;
     for case in &cases {
         let result = pascal(case, TieOrder::Stable);
-        let expect = case
-            .get("expect_stable")
-            .inspect(|_| apart += 1)
-            .unwrap_or(&case["expect"]);
-        assert!(
-            difference(&result.ap, &expect["ap"]) <= TOLERANCE,
-            "{}: {:?}",
-            case["name"],
-            result.ap
-        );
+        let expect = case.get("expect_stable").inspect(|_| apart += 1).unwrap_or(&case["expect"]);
+        assert!(difference(&result.ap, &expect["ap"]) <= TOLERANCE, "{}: {:?}", case["name"], result.ap);
         let map = Value::Array(vec![expect["map"].clone()]);
-        assert!(
-            difference(&[result.map], &map) <= TOLERANCE,
-            "{}: {}",
-            case["name"],
-            result.map
-        );
+        assert!(difference(&[result.map], &map) <= TOLERANCE, "{}: {}", case["name"], result.map);
     }
     assert_eq!(apart, 9);
 }
@@ -182,37 +134,21 @@ fn coco_figures_equal_pycocotools_in_every_case() {
         // Numbers order as numbers, texts as texts; no case has both.
         let mut evaluator = CocoEvaluator::new(classes(&case["categories"]));
         for image in case["images"].as_array().unwrap() {
-            let id = (
-                image["id"].as_i64(),
-                image["id"].as_str().map(str::to_string),
-            );
+            let id = (image["id"].as_i64(), image["id"].as_str().map(str::to_string));
             evaluator.add(id, &groundtruth(image), &detections(image));
         }
         let result = evaluator.result();
         let expect = &case["expect"];
-        let by_category = |f: fn(&odh::metrics::coco::CocoCategory) -> f64| {
-            result.categories.iter().map(f).collect()
-        };
-        for (what, figures) in [
-            ("stats", result.stats.to_array().to_vec()),
-            ("ap", by_category(|c| c.ap)),
-            ("ap50", by_category(|c| c.ap_50)),
-        ] {
+        let by_category = |f: fn(&odh::metrics::coco::CocoCategory) -> f64| result.categories.iter().map(f).collect();
+        for (what, figures) in
+            [("stats", result.stats.to_array().to_vec()), ("ap", by_category(|c| c.ap)), ("ap50", by_category(|c| c.ap_50))]
+        {
             let off = difference(&figures, &expect[what]);
-            assert!(
-                off <= TOLERANCE,
-                "{name}: {what}: {figures:?} is not {}",
-                expect[what]
-            );
+            assert!(off <= TOLERANCE, "{name}: {what}: {figures:?} is not {}", expect[what]);
             if off > worst.0 {
                 worst = (off, name);
             }
         }
     }
-    println!(
-        "COCO: {} cases, largest difference {:e} {}",
-        cases.len(),
-        worst.0,
-        worst.1
-    );
+    println!("COCO: {} cases, largest difference {:e} {}", cases.len(), worst.0, worst.1);
 }

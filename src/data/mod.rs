@@ -6,4 +6,6 @@ pub mod example;
 pub mod image;
 pub mod jpeg;
 pub mod loader;
+pub mod palette;
 pub mod resize;
+pub mod text;

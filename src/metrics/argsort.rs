@@ -25,11 +25,8 @@ pub fn argsort_descending(scores: &[f32], ties: TieOrder) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     match ties {
         TieOrder::Numpy => introsort(scores, &mut order),
-        TieOrder::Stable => order.sort_by(|&a, &b| {
-            scores[a]
-                .partial_cmp(&scores[b])
-                .unwrap_or_else(|| scores[a].is_nan().cmp(&scores[b].is_nan()))
-        }),
+        TieOrder::Stable => order
+            .sort_by(|&a, &b| scores[a].partial_cmp(&scores[b]).unwrap_or_else(|| scores[a].is_nan().cmp(&scores[b].is_nan()))),
     }
     order.reverse();
     order
@@ -159,10 +156,7 @@ mod tests {
                     .collect();
                 for ties in [TieOrder::Numpy, TieOrder::Stable] {
                     let order = argsort_descending(&scores, ties);
-                    assert!(
-                        order.windows(2).all(|w| scores[w[0]] >= scores[w[1]]),
-                        "{n} {pattern} {ties:?}"
-                    );
+                    assert!(order.windows(2).all(|w| scores[w[0]] >= scores[w[1]]), "{n} {pattern} {ties:?}");
                     let mut places = order.clone();
                     places.sort_unstable();
                     assert!(places.into_iter().eq(0..n));
@@ -182,38 +176,20 @@ mod tests {
         // numpy 1.26.4: np.argsort(np.zeros(17, 'f4')), and of 19.
         let mut order = argsort_descending(&[0.0; 17], TieOrder::Numpy);
         order.reverse();
-        assert_eq!(
-            order,
-            [0, 14, 13, 12, 11, 10, 9, 15, 8, 6, 5, 4, 3, 2, 1, 7, 16]
-        );
+        assert_eq!(order, [0, 14, 13, 12, 11, 10, 9, 15, 8, 6, 5, 4, 3, 2, 1, 7, 16]);
         let mut order = argsort_descending(&[0.0; 19], TieOrder::Numpy);
         order.reverse();
-        assert_eq!(
-            order,
-            [
-                0, 16, 15, 14, 13, 12, 11, 10, 17, 9, 7, 6, 5, 4, 3, 2, 1, 8, 18
-            ]
-        );
+        assert_eq!(order, [0, 16, 15, 14, 13, 12, 11, 10, 17, 9, 7, 6, 5, 4, 3, 2, 1, 8, 18]);
     }
 
     #[test]
     fn not_a_number_comes_first_and_loses_nothing() {
-        let scores: Vec<f32> = (0..40)
-            .map(|i| if i % 7 == 3 { f32::NAN } else { i as f32 })
-            .collect();
+        let scores: Vec<f32> = (0..40).map(|i| if i % 7 == 3 { f32::NAN } else { i as f32 }).collect();
         for ties in [TieOrder::Numpy, TieOrder::Stable] {
             let order = argsort_descending(&scores, ties);
             let nans = scores.iter().filter(|s| s.is_nan()).count();
-            assert!(
-                order[..nans].iter().all(|&i| scores[i].is_nan()),
-                "{ties:?}"
-            );
-            assert!(
-                order[nans..]
-                    .windows(2)
-                    .all(|w| scores[w[0]] > scores[w[1]]),
-                "{ties:?}"
-            );
+            assert!(order[..nans].iter().all(|&i| scores[i].is_nan()), "{ties:?}");
+            assert!(order[nans..].windows(2).all(|w| scores[w[0]] > scores[w[1]]), "{ties:?}");
         }
     }
 

@@ -8,9 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::matching::{
-    PictureDetections, PictureGroundtruth, Xywh, area_f32, iou_coco, rows_by_class,
-};
+use super::matching::{PictureDetections, PictureGroundtruth, Xywh, area_f32, iou_coco, rows_by_class};
 use crate::detection::boxes::BBox;
 
 /// Overlap thresholds: 0.5 to 0.95.
@@ -28,20 +26,12 @@ const ALL_IOUS: u16 = (1 << NUM_IOUS) - 1;
 
 /// Overlap threshold `t`, as numpy's `linspace(0.5, 0.95, 10)` has it: the ninth is just below 0.9.
 fn iou_threshold(t: usize) -> f64 {
-    if t + 1 == NUM_IOUS {
-        0.95
-    } else {
-        0.5 + t as f64 * ((0.95 - 0.5) / 9.0)
-    }
+    if t + 1 == NUM_IOUS { 0.95 } else { 0.5 + t as f64 * ((0.95 - 0.5) / 9.0) }
 }
 
 /// Recall point `k`, as numpy's `linspace(0, 1, 101)` has it.
 fn recall_point(k: usize) -> f64 {
-    if k + 1 == NUM_RECALLS {
-        1.0
-    } else {
-        k as f64 * 0.01
-    }
+    if k + 1 == NUM_RECALLS { 1.0 } else { k as f64 * 0.01 }
 }
 
 /// COCO's figures over all pictures; -1 where no groundtruth counts, as pycocotools prints it.
@@ -152,18 +142,8 @@ struct Curve {
 impl<Id: Ord> CocoEvaluator<Id> {
     /// An evaluator for these label map ids; what has another id is dropped.
     pub fn new(categories: impl IntoIterator<Item = u32>) -> Self {
-        let empty = |id| {
-            (
-                id,
-                CategoryTally {
-                    num_gt: [0; 4],
-                    pictures: Vec::new(),
-                },
-            )
-        };
-        Self {
-            categories: categories.into_iter().map(empty).collect(),
-        }
+        let empty = |id| (id, CategoryTally { num_gt: [0; 4], pictures: Vec::new() });
+        Self { categories: categories.into_iter().map(empty).collect() }
     }
 
     /// Takes one picture in.
@@ -176,26 +156,17 @@ impl<Id: Ord> CocoEvaluator<Id> {
     {
         groundtruth.check();
         detections.check();
-        let (gt_rows, det_rows) = (
-            rows_by_class(&groundtruth.classes),
-            rows_by_class(&detections.classes),
-        );
+        let (gt_rows, det_rows) = (rows_by_class(&groundtruth.classes), rows_by_class(&detections.classes));
         for (category, tally) in &mut self.categories {
             let targets: Vec<Target> = gt_rows
                 .get(category)
-                .map(|rows| {
-                    rows.iter()
-                        .map(|&row| Target::new(groundtruth, row))
-                        .collect()
-                })
+                .map(|rows| rows.iter().map(|&row| Target::new(groundtruth, row)).collect())
                 .unwrap_or_default();
             for (range, count) in tally.num_gt.iter_mut().enumerate() {
                 *count += targets.iter().filter(|t| !t.ignored[range]).count();
             }
             if let Some(rows) = det_rows.get(category) {
-                tally
-                    .pictures
-                    .push((id.clone(), match_picture(&targets, detections, rows)));
+                tally.pictures.push((id.clone(), match_picture(&targets, detections, rows)));
             }
         }
     }
@@ -203,8 +174,7 @@ impl<Id: Ord> CocoEvaluator<Id> {
     /// The figures over what was taken in so far.
     pub fn result(&self) -> CocoResult {
         // One curve a category: [all, all, all, small, medium, large] x [1, 10, 100, 100, 100, 100].
-        const WANTED: [(usize, usize); 6] =
-            [(0, 1), (0, 10), (0, 100), (1, 100), (2, 100), (3, 100)];
+        const WANTED: [(usize, usize); 6] = [(0, 1), (0, 10), (0, 100), (1, 100), (2, 100), (3, 100)];
         let mut curves: [Vec<Curve>; 6] = Default::default();
         let mut categories = Vec::new();
         for (&id, tally) in &self.categories {
@@ -220,17 +190,11 @@ impl<Id: Ord> CocoEvaluator<Id> {
             });
         }
         let precision = |place: usize, ious: std::ops::Range<usize>| {
-            let parts: Vec<f64> = curves[place]
-                .iter()
-                .map(|c: &Curve| mean(c.precision[ious.clone()].as_flattened()))
-                .collect();
+            let parts: Vec<f64> = curves[place].iter().map(|c: &Curve| mean(c.precision[ious.clone()].as_flattened())).collect();
             mean_or_none(&parts)
         };
         let recall = |place: usize| {
-            let parts: Vec<f64> = curves[place]
-                .iter()
-                .map(|c: &Curve| mean(&c.recall))
-                .collect();
+            let parts: Vec<f64> = curves[place].iter().map(|c: &Curve| mean(&c.recall)).collect();
             mean_or_none(&parts)
         };
         let all = 0..NUM_IOUS;
@@ -257,8 +221,7 @@ impl<Id: Ord> CategoryTally<Id> {
     fn merged(&self) -> Vec<Outcome> {
         let mut pictures: Vec<&(Id, Vec<Outcome>)> = self.pictures.iter().collect();
         pictures.sort_by(|a, b| a.0.cmp(&b.0));
-        let mut outcomes: Vec<Outcome> =
-            pictures.into_iter().flat_map(|(_, o)| o).copied().collect();
+        let mut outcomes: Vec<Outcome> = pictures.into_iter().flat_map(|(_, o)| o).copied().collect();
         outcomes.sort_by(|a, b| by_falling_score(a.score, b.score));
         outcomes
     }
@@ -266,25 +229,15 @@ impl<Id: Ord> CategoryTally<Id> {
 
 /// Falling, not-a-number last: numpy's order of the negated scores.
 fn by_falling_score(a: f32, b: f32) -> std::cmp::Ordering {
-    b.partial_cmp(&a)
-        .unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
+    b.partial_cmp(&a).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
 }
 
 impl Target {
     fn new(groundtruth: &PictureGroundtruth, row: usize) -> Self {
         let b: &BBox = &groundtruth.boxes_px[row];
-        let area = f64::from(
-            groundtruth
-                .area_px
-                .as_ref()
-                .map_or_else(|| area_f32(b), |areas| areas[row]),
-        );
+        let area = f64::from(groundtruth.area_px.as_ref().map_or_else(|| area_f32(b), |areas| areas[row]));
         let crowd = groundtruth.is_crowd(row);
-        Self {
-            xywh: Xywh::new(b),
-            crowd,
-            ignored: AREA_RANGES.map(|range| crowd || is_outside(area, range)),
-        }
+        Self { xywh: Xywh::new(b), crowd, ignored: AREA_RANGES.map(|range| crowd || is_outside(area, range)) }
     }
 }
 
@@ -293,23 +246,13 @@ fn is_outside(area: f64, [low, high]: [f64; 2]) -> bool {
 }
 
 /// Matches one category's detections in one picture under every threshold and size class.
-fn match_picture(
-    targets: &[Target],
-    detections: &PictureDetections,
-    rows: &[usize],
-) -> Vec<Outcome> {
+fn match_picture(targets: &[Target], detections: &PictureDetections, rows: &[usize]) -> Vec<Outcome> {
     let mut rows = rows.to_vec();
     rows.sort_by(|&a, &b| by_falling_score(detections.scores[a], detections.scores[b]));
     rows.truncate(MAX_DETECTIONS[2]);
-    let boxes: Vec<Xywh> = rows
-        .iter()
-        .map(|&row| Xywh::new(&detections.boxes_px[row]))
-        .collect();
+    let boxes: Vec<Xywh> = rows.iter().map(|&row| Xywh::new(&detections.boxes_px[row])).collect();
     // [D, M]
-    let ious: Vec<f64> = boxes
-        .iter()
-        .flat_map(|d| targets.iter().map(move |g| iou_coco(d, &g.xywh, g.crowd)))
-        .collect();
+    let ious: Vec<f64> = boxes.iter().flat_map(|d| targets.iter().map(move |g| iou_coco(d, &g.xywh, g.crowd))).collect();
     let mut outcomes: Vec<Outcome> = rows
         .iter()
         .enumerate()
@@ -330,14 +273,7 @@ fn match_picture(
             let overlaps = &ious[d * targets.len()..][..targets.len()];
             for t in 0..NUM_IOUS {
                 let bit = 1 << t;
-                let found = best_target(
-                    targets,
-                    &order,
-                    range,
-                    iou_threshold(t),
-                    |g| overlaps[g],
-                    |g| taken[g] & bit != 0,
-                );
+                let found = best_target(targets, &order, range, iou_threshold(t), |g| overlaps[g], |g| taken[g] & bit != 0);
                 if let Some(g) = found {
                     taken[g] |= bit;
                     outcome.matched[range] |= bit;
@@ -382,27 +318,13 @@ fn best_target(
 }
 
 /// Precision and recall of one category; `None` without groundtruth that counts.
-fn curve(
-    outcomes: &[Outcome],
-    range: usize,
-    max_detections: usize,
-    num_gt: usize,
-) -> Option<Curve> {
+fn curve(outcomes: &[Outcome], range: usize, max_detections: usize, num_gt: usize) -> Option<Curve> {
     if num_gt == 0 {
         return None;
     }
-    let mut curve = Curve {
-        precision: vec![[0.0; NUM_RECALLS]; NUM_IOUS],
-        recall: [0.0; NUM_IOUS],
-    };
-    let counted: Vec<&Outcome> = outcomes
-        .iter()
-        .filter(|o| usize::from(o.rank) < max_detections)
-        .collect();
-    let (mut recalls, mut precisions) = (
-        Vec::with_capacity(counted.len()),
-        Vec::with_capacity(counted.len()),
-    );
+    let mut curve = Curve { precision: vec![[0.0; NUM_RECALLS]; NUM_IOUS], recall: [0.0; NUM_IOUS] };
+    let counted: Vec<&Outcome> = outcomes.iter().filter(|o| usize::from(o.rank) < max_detections).collect();
+    let (mut recalls, mut precisions) = (Vec::with_capacity(counted.len()), Vec::with_capacity(counted.len()));
     for t in 0..NUM_IOUS {
         recalls.clear();
         precisions.clear();
@@ -438,11 +360,7 @@ fn mean(values: &[f64]) -> f64 {
 
 /// The mean, or COCO's -1 where there is nothing to take it of.
 fn mean_or_none(values: &[f64]) -> f64 {
-    if values.is_empty() {
-        -1.0
-    } else {
-        mean(values)
-    }
+    if values.is_empty() { -1.0 } else { mean(values) }
 }
 
 #[cfg(test)]
@@ -450,19 +368,11 @@ mod tests {
     use super::*;
 
     fn one(b: BBox, class: u32) -> PictureGroundtruth {
-        PictureGroundtruth {
-            boxes_px: vec![b],
-            classes: vec![class],
-            ..Default::default()
-        }
+        PictureGroundtruth { boxes_px: vec![b], classes: vec![class], ..Default::default() }
     }
 
     fn found(b: BBox, class: u32, score: f32) -> PictureDetections {
-        PictureDetections {
-            boxes_px: vec![b],
-            classes: vec![class],
-            scores: vec![score],
-        }
+        PictureDetections { boxes_px: vec![b], classes: vec![class], scores: vec![score] }
     }
 
     #[test]
@@ -472,33 +382,19 @@ mod tests {
         evaluator.add(1, &one(b, 1), &found(b, 1, 0.9));
         let result = evaluator.result();
         let stats = result.stats.to_array();
-        for (i, expected) in [1., 1., 1., 1., -1., -1., 1., 1., 1., 1., -1., -1.]
-            .into_iter()
-            .enumerate()
-        {
+        for (i, expected) in [1., 1., 1., 1., -1., -1., 1., 1., 1., 1., -1., -1.].into_iter().enumerate() {
             assert!((stats[i] - expected).abs() < 1e-9, "{i}: {stats:?}");
         }
         assert!(result.categories[1].ap.is_nan());
-        assert!(
-            serde_json::to_string(&result)
-                .unwrap()
-                .contains("\"ap\":null")
-        );
+        assert!(serde_json::to_string(&result).unwrap().contains("\"ap\":null"));
     }
 
     #[test]
     fn an_overlap_of_three_quarters_passes_six_of_ten_thresholds() {
         let mut evaluator = CocoEvaluator::new([1]);
-        evaluator.add(
-            1,
-            &one([0., 0., 100., 100.], 1),
-            &found([0., 0., 75., 100.], 1, 0.9),
-        );
+        evaluator.add(1, &one([0., 0., 100., 100.], 1), &found([0., 0., 75., 100.], 1, 0.9));
         let stats = evaluator.result().stats;
-        assert!(
-            (stats.ap - 0.6).abs() < 1e-9 && (stats.ap_75 - 1.0).abs() < 1e-9,
-            "{stats:?}"
-        );
+        assert!((stats.ap - 0.6).abs() < 1e-9 && (stats.ap_75 - 1.0).abs() < 1e-9, "{stats:?}");
     }
 
     #[test]

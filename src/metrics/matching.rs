@@ -58,15 +58,8 @@ impl PictureGroundtruth {
     /// If the rows do not belong together: our own bug.
     pub(super) fn check(&self) {
         let m = self.boxes_px.len();
-        assert!(
-            self.classes.len() == m,
-            "{m} boxes, {} classes",
-            self.classes.len()
-        );
-        for (name, n) in [
-            ("difficult", self.difficult.len()),
-            ("crowd", self.crowd.len()),
-        ] {
+        assert!(self.classes.len() == m, "{m} boxes, {} classes", self.classes.len());
+        for (name, n) in [("difficult", self.difficult.len()), ("crowd", self.crowd.len())] {
             assert!(n == m || n == 0, "{m} boxes, {n} {name} flags");
         }
         let areas = self.area_px.as_ref().map_or(m, Vec::len);
@@ -100,10 +93,7 @@ impl PictureDetections {
 /// Boxes in pixels, multiplied in single precision as the OD API's evaluation does.
 fn to_pixels(boxes: &[BBox], height: usize, width: usize) -> Vec<BBox> {
     let (h, w) = (height as f32, width as f32);
-    boxes
-        .iter()
-        .map(|b| [b[0] * h, b[1] * w, b[2] * h, b[3] * w])
-        .collect()
+    boxes.iter().map(|b| [b[0] * h, b[1] * w, b[2] * h, b[3] * w]).collect()
 }
 
 /// The rows of each class, in the given order.
@@ -142,12 +132,7 @@ pub(super) struct Xywh {
 
 impl Xywh {
     pub(super) fn new(b: &BBox) -> Self {
-        Self {
-            x: f64::from(b[1]),
-            y: f64::from(b[0]),
-            w: f64::from(b[3] - b[1]),
-            h: f64::from(b[2] - b[0]),
-        }
+        Self { x: f64::from(b[1]), y: f64::from(b[0]), w: f64::from(b[3] - b[1]), h: f64::from(b[2] - b[0]) }
     }
 
     pub(super) fn area(&self) -> f64 {
@@ -164,11 +149,7 @@ pub(super) fn iou_coco(detection: &Xywh, groundtruth: &Xywh, crowd: bool) -> f64
         return 0.0;
     }
     let intersection = w * h;
-    let union = if crowd {
-        d.area()
-    } else {
-        d.area() + g.area() - intersection
-    };
+    let union = if crowd { d.area() } else { d.area() + g.area() - intersection };
     intersection / union
 }
 
@@ -193,12 +174,8 @@ mod tests {
 
     #[test]
     fn normalized_boxes_become_pixels_and_classes_ids() {
-        let groundtruth = Groundtruth {
-            boxes: vec![[0.0, 0.25, 0.5, 1.0]],
-            classes: vec![0],
-            difficult: vec![true],
-            group_of: vec![false],
-        };
+        let groundtruth =
+            Groundtruth { boxes: vec![[0.0, 0.25, 0.5, 1.0]], classes: vec![0], difficult: vec![true], group_of: vec![false] };
         let picture = PictureGroundtruth::from_normalized(&groundtruth, 100, 200);
         assert_eq!(picture.boxes_px, [[0.0, 50.0, 50.0, 200.0]]);
         assert_eq!(picture.classes, [1]);

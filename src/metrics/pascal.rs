@@ -64,10 +64,7 @@ impl PascalEvaluator {
 
     /// As [`PascalEvaluator::new`], with another order of equal scores.
     pub fn with_ties(num_classes: usize, ties: TieOrder) -> Self {
-        Self {
-            ties,
-            classes: vec![ClassTally::default(); num_classes],
-        }
+        Self { ties, classes: vec![ClassTally::default(); num_classes] }
     }
 
     /// Takes one picture in. The order of pictures matters where scores of different pictures are equal.
@@ -77,16 +74,10 @@ impl PascalEvaluator {
     pub fn add(&mut self, groundtruth: &PictureGroundtruth, detections: &PictureDetections) {
         groundtruth.check();
         detections.check();
-        let (gt_rows, mut det_rows) = (
-            rows_by_class(&groundtruth.classes),
-            rows_by_class(&detections.classes),
-        );
+        let (gt_rows, mut det_rows) = (rows_by_class(&groundtruth.classes), rows_by_class(&detections.classes));
         for (&class, rows) in &gt_rows {
             if let Some(tally) = tally_of(&mut self.classes, class) {
-                tally.num_gt += rows
-                    .iter()
-                    .filter(|&&i| !groundtruth.is_difficult(i))
-                    .count();
+                tally.num_gt += rows.iter().filter(|&&i| !groundtruth.is_difficult(i)).count();
                 tally.num_gt_images += 1;
             }
         }
@@ -109,11 +100,7 @@ impl PascalEvaluator {
 
     /// The figures over what was taken in so far.
     pub fn result(&self) -> PascalResult {
-        let ap: Vec<f64> = self
-            .classes
-            .iter()
-            .map(|c| c.average_precision(self.ties))
-            .collect();
+        let ap: Vec<f64> = self.classes.iter().map(|c| c.average_precision(self.ties)).collect();
         let corloc: Vec<f64> = self
             .classes
             .iter()
@@ -147,17 +134,10 @@ impl ClassTally {
         rows: &[usize],
         ties: TieOrder,
     ) {
-        let rows: Vec<usize> = rows
-            .iter()
-            .copied()
-            .filter(|&i| detections.scores[i] > SCORE_THRESHOLD)
-            .collect();
+        let rows: Vec<usize> = rows.iter().copied().filter(|&i| detections.scores[i] > SCORE_THRESHOLD).collect();
         let scores: Vec<f32> = rows.iter().map(|&i| detections.scores[i]).collect();
         let mut taken = vec![false; gt.len()];
-        for place in argsort_descending(&scores, ties)
-            .into_iter()
-            .take(MAX_DETECTIONS)
-        {
+        for place in argsort_descending(&scores, ties).into_iter().take(MAX_DETECTIONS) {
             let hit = match best_groundtruth(&detections.boxes_px[rows[place]], groundtruth, gt) {
                 Some((j, iou)) if iou >= IOU_THRESHOLD => {
                     if groundtruth.is_difficult(gt[j]) {
@@ -199,11 +179,7 @@ impl ClassTally {
 }
 
 /// The groundtruth that overlaps most with a detection, the first of equals, and by how much; `None` without groundtruth.
-fn best_groundtruth(
-    detection: &BBox,
-    groundtruth: &PictureGroundtruth,
-    gt: &[usize],
-) -> Option<(usize, f64)> {
+fn best_groundtruth(detection: &BBox, groundtruth: &PictureGroundtruth, gt: &[usize]) -> Option<(usize, f64)> {
     let mut best: Option<(usize, f64)> = None;
     for (j, &row) in gt.iter().enumerate() {
         let iou = iou_pascal(detection, &groundtruth.boxes_px[row]);
@@ -228,11 +204,7 @@ fn top_detection_is_right(
             top = Some(row);
         }
     }
-    top.is_some_and(|row| {
-        gt.iter().any(|&g| {
-            iou_pascal(&detections.boxes_px[row], &groundtruth.boxes_px[g]) >= IOU_THRESHOLD
-        })
-    })
+    top.is_some_and(|row| gt.iter().any(|&g| iou_pascal(&detections.boxes_px[row], &groundtruth.boxes_px[g]) >= IOU_THRESHOLD))
 }
 
 /// Mean of what is a number, NaN where nothing is.
@@ -246,34 +218,19 @@ mod tests {
     use super::*;
 
     fn groundtruth(boxes: &[BBox]) -> PictureGroundtruth {
-        PictureGroundtruth {
-            boxes_px: boxes.to_vec(),
-            classes: vec![1; boxes.len()],
-            ..Default::default()
-        }
+        PictureGroundtruth { boxes_px: boxes.to_vec(), classes: vec![1; boxes.len()], ..Default::default() }
     }
 
     fn detections(boxes: &[BBox], scores: &[f32]) -> PictureDetections {
-        PictureDetections {
-            boxes_px: boxes.to_vec(),
-            classes: vec![1; boxes.len()],
-            scores: scores.to_vec(),
-        }
+        PictureDetections { boxes_px: boxes.to_vec(), classes: vec![1; boxes.len()], scores: scores.to_vec() }
     }
 
     #[test]
     fn a_false_positive_between_two_hits_costs_a_sixth() {
         // Precision 1 at recall 1/2, 2/3 at recall 1: area 1/2 + 1/3.
         let mut evaluator = PascalEvaluator::new(1);
-        let (a, b, wrong) = (
-            [0., 0., 10., 10.],
-            [20., 20., 30., 30.],
-            [50., 50., 60., 60.],
-        );
-        evaluator.add(
-            &groundtruth(&[a, b]),
-            &detections(&[a, wrong, b], &[0.9, 0.8, 0.7]),
-        );
+        let (a, b, wrong) = ([0., 0., 10., 10.], [20., 20., 30., 30.], [50., 50., 60., 60.]);
+        evaluator.add(&groundtruth(&[a, b]), &detections(&[a, wrong, b], &[0.9, 0.8, 0.7]));
         assert!((evaluator.result().map - 5.0 / 6.0).abs() < 1e-12);
     }
 
@@ -300,10 +257,7 @@ mod tests {
         let mut evaluator = PascalEvaluator::new(1);
         let a = [0., 0., 10., 10.];
         let odd = [f32::NAN, 0., 10., 10.];
-        evaluator.add(
-            &groundtruth(&[a]),
-            &detections(&[odd, a, a], &[0.9, f32::NAN, 0.5]),
-        );
+        evaluator.add(&groundtruth(&[a]), &detections(&[odd, a, a], &[0.9, f32::NAN, 0.5]));
         assert_eq!(evaluator.result().map, 1.0);
     }
 
@@ -312,14 +266,8 @@ mod tests {
         let mut evaluator = PascalEvaluator::new(1);
         let a = [0., 0., 10., 10.];
         for class in [0, 2, u32::MAX] {
-            let gt = PictureGroundtruth {
-                classes: vec![class],
-                ..groundtruth(&[a])
-            };
-            let det = PictureDetections {
-                classes: vec![class],
-                ..detections(&[a], &[0.5])
-            };
+            let gt = PictureGroundtruth { classes: vec![class], ..groundtruth(&[a]) };
+            let det = PictureDetections { classes: vec![class], ..detections(&[a], &[0.5]) };
             evaluator.add(&gt, &det);
         }
         assert_eq!(evaluator.result().num_gt, [0]);
