@@ -33,20 +33,40 @@ fn compile_protos() -> Result<()> {
     Ok(())
 }
 
-/// Libtorch calls that tch has no binding for.
+/// Libtorch calls that tch has no binding for, and the kernels, once for each instruction set: the program chooses when it starts.
 fn compile_shim(lib: &Path) -> Result<()> {
-    println!("cargo:rerun-if-changed=src/net/shim.cpp");
+    println!("cargo:rerun-if-changed=src/net/shim");
+    let folder = Path::new("src/net/shim");
     let include = lib.parent().ok_or("libtorch's lib folder has no parent")?.join("include");
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .pic(true)
-        .warnings(false)
-        .flag("-fopenmp")
+    let build = || {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").pic(true).warnings(false);
+        build
+    };
+    // The linker takes what it needs from left to right: the callers come first.
+    build()
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        .file("src/net/shim.cpp")
+        .file(folder.join("basics.cpp"))
+        .file(folder.join("ops.cpp"))
         .compile("odh_shim");
+    let mut sets: Vec<(&str, &[&str])> = vec![("odh_baseline", &[])];
+    if env::var("CARGO_CFG_TARGET_ARCH")? == "x86_64" {
+        sets.push(("odh_avx2", &["-mavx2", "-mfma"]));
+        sets.push((
+            "odh_avx512",
+            &["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefer-vector-width=512"],
+        ));
+    }
+    for (name, flags) in sets {
+        // Optimized in a debug build too: these loops are the training step.
+        let mut kernels = build();
+        kernels.opt_level(3).define("ODH_ISA", name).file(folder.join("kernels.cpp"));
+        for flag in flags {
+            kernels.flag(flag);
+        }
+        kernels.compile(name);
+    }
     Ok(())
 }
 

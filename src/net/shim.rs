@@ -1,4 +1,4 @@
-//! The safe face of `shim.cpp`: the libtorch calls that tch has no binding for.
+//! The safe face of the C++ in `shim/`: the libtorch calls that tch has no binding for, and kernels where libtorch is slow.
 //!
 //! [`init`] comes before any tensor: libtorch looks for its CUDA half once, at its first use.
 
@@ -8,6 +8,10 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, anyhow, bail};
 use tch::Tensor;
 use torch_sys::C_tensor;
+
+mod ops;
+
+pub use ops::{Act, BatchNorm, ConvGeometry, affine_act, batch_norm_train, depthwise_conv2d};
 
 /// The libtorch that tch is generated for. Another one links by luck and computes by luck.
 const LIBTORCH_VERSION: &str = "2.11.0";
@@ -19,6 +23,7 @@ unsafe extern "C" {
     fn odh_channels_last(x: *const C_tensor, out: *mut *mut C_tensor) -> c_int;
     fn odh_is_channels_last(x: *const C_tensor, out: *mut c_int) -> c_int;
     fn odh_cuda_memory_peak(device: c_int, reset: c_int, out: *mut i64) -> c_int;
+    fn odh_instruction_set() -> *const c_char;
     fn odh_numerics(tf32: c_int, deterministic: c_int, cudnn_benchmark: c_int) -> c_int;
 }
 
@@ -64,9 +69,16 @@ pub fn init() -> Result<&'static CudaLibrary> {
 pub fn libtorch_version() -> Result<String> {
     load_cuda();
     let mut text = [0 as c_char; 64];
-    check(unsafe { odh_libtorch_version(text.as_mut_ptr(), text.len()) }).context("asking libtorch for its version")?;
+    check(unsafe { odh_libtorch_version(text.as_mut_ptr(), text.len()) })
+        .context("asking libtorch for its version")?;
     let text = unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy();
     Ok(text.split('+').next().unwrap_or_default().to_string())
+}
+
+/// The instruction set that the shim's own kernels run with: `baseline`, `avx2` or `avx512`.
+pub fn instruction_set() -> String {
+    let name = unsafe { CStr::from_ptr(odh_instruction_set()) }.to_string_lossy();
+    name.trim_start_matches("odh_").to_string()
 }
 
 /// How fp32 is computed on a GPU. The default is parity with TensorFlow 1.x: no TF32, nothing chosen by timing.
@@ -82,7 +94,13 @@ pub struct Numerics {
 
 /// Sets `numerics` for the whole process.
 pub fn set_numerics(numerics: Numerics) -> Result<()> {
-    check(unsafe { odh_numerics(numerics.tf32.into(), numerics.deterministic.into(), numerics.cudnn_benchmark.into()) })
+    check(unsafe {
+        odh_numerics(
+            numerics.tf32.into(),
+            numerics.deterministic.into(),
+            numerics.cudnn_benchmark.into(),
+        )
+    })
 }
 
 /// The same values with NHWC strides (shape stays NCHW); no copy where they already lie so.
@@ -117,7 +135,9 @@ fn check(status: c_int) -> Result<()> {
     if status == 0 {
         return Ok(());
     }
-    let message = unsafe { CStr::from_ptr(odh_last_error()) }.to_string_lossy().into_owned();
+    let message = unsafe { CStr::from_ptr(odh_last_error()) }
+        .to_string_lossy()
+        .into_owned();
     Err(anyhow!(message))
 }
 

@@ -1,37 +1,21 @@
-// Libtorch calls that tch has no binding for; `shim.rs` is the safe face of every function here.
+// Libtorch calls that tch has no binding for; `../shim.rs` is the safe face of every function here.
 //
 // Every function returns 0, or 1 with the message in odh_last_error(): no C++ exception reaches Rust.
 // Tensors arrive as the `at::Tensor *` that tch holds, and leave as a new one that tch frees.
-#include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Version.h>
 #include <dlfcn.h>
-#include <malloc.h>
 #include <stdint.h>
 
-#include <string>
+#include "common.h"
+
+thread_local std::string odh::last_error;
 
 namespace {
 
-thread_local std::string last_error;
-
-template <typename F>
-int guarded(const F &f) {
-  try {
-    f();
-    return 0;
-  } catch (const c10::Error &e) {
-    last_error = e.what_without_backtrace();
-  } catch (const std::exception &e) {
-    last_error = e.what();
-  } catch (...) {
-    last_error = "unknown C++ exception";
-  }
-  return 1;
-}
-
-at::Tensor *give(at::Tensor t) { return new at::Tensor(std::move(t)); }
+using odh::give;
+using odh::guarded;
 
 std::string dl_error() {
   const char *e = dlerror();
@@ -51,7 +35,7 @@ std::string libtorch_folder() {
 
 extern "C" {
 
-const char *odh_last_error() { return last_error.c_str(); }
+const char *odh_last_error() { return odh::last_error.c_str(); }
 
 // Loads libtorch's CUDA half. Without a driver (the usual case on a CPU machine) this ends at the first dlopen. The driver is asked for
 // its devices first, because loading libtorch_cuda.so costs up to a second and 350 MB.

@@ -1,0 +1,44 @@
+// The inner loops of training on the CPU, compiled once per instruction set and chosen when the program starts.
+//
+// All tensors are dense fp32 in NHWC order: a matrix of `rows` positions by `channels`. Nothing here allocates, throws or knows libtorch.
+#pragma once
+#include <stdint.h>
+
+// A depthwise convolution of one picture: input [h, w, c], weights [kh * kw, c], output [oh, ow, c].
+struct OdhDepthwise {
+  int64_t h, w, c, oh, ow, kh, kw, stride_h, stride_w, dilation_h, dilation_w, top, left;
+};
+
+// Per-channel batch norm and the clamp after it: y = clamp((x - mean) * scale + beta, lo, hi), scale = gamma * rstd.
+struct OdhNorm {
+  const float *mean, *rstd, *scale, *beta;
+  float lo, hi;
+};
+
+struct OdhUpdate {
+  float lr, decay, momentum, epsilon;
+};
+
+struct OdhKernels {
+  const char *name;
+  void (*depthwise_forward)(const OdhDepthwise &, const float *x, const float *w, float *y, int64_t oh0, int64_t oh1);
+  // dx is overwritten.
+  void (*depthwise_backward_input)(const OdhDepthwise &, const float *dy, const float *w, float *dx, int64_t ih0, int64_t ih1);
+  // dw [kh * kw, c] is added to.
+  void (*depthwise_backward_weight)(const OdhDepthwise &, const float *x, const float *dy, float *dw, int64_t oh0, int64_t oh1);
+  // sums [2, c]: the sum of x and of x squared are added to; scratch [3, c].
+  void (*moments)(const float *x, int64_t rows, int64_t c, double *sums, float *scratch);
+  void (*normalize)(const float *x, int64_t rows, int64_t c, const OdhNorm &, float *y);
+  // sums [2, c]: of dz and of dz * (x - mean) * rstd, where dz = dy where the clamp let pass; scratch [2, c].
+  void (*normalize_sums)(const float *x, const float *dy, int64_t rows, int64_t c, const OdhNorm &, double *sums, float *scratch);
+  // dx = scale * dz + offset + slope * (x - mean)
+  void (*normalize_backward)(const float *x, const float *dy, int64_t rows, int64_t c, const OdhNorm &, const float *offset,
+                             const float *slope, float *dx);
+};
+
+// The best of the compiled ones that this processor can run.
+const OdhKernels &odh_kernels();
+
+namespace odh_baseline { extern const OdhKernels kernels; }
+namespace odh_avx2 { extern const OdhKernels kernels; }
+namespace odh_avx512 { extern const OdhKernels kernels; }
