@@ -1,7 +1,9 @@
 //! File formats that know nothing of detection.
 
+pub mod checkpoint_state;
 pub mod events;
 pub mod sstable;
 pub mod tensor_bundle;
+pub mod tensor_slice;
 pub mod tfrecord;
 pub mod voc;
