@@ -12,6 +12,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::tfrecord::mask;
+
 /// The last eight bytes of a table, little endian.
 const MAGIC: u64 = 0xdb47_7524_8b80_fb57;
 /// Two block handles of up to 20 bytes, padded to 40, and the magic number.
@@ -31,11 +33,6 @@ const SNAPPY_GROWTH: usize = 22;
 const MAX_FILE: u64 = 256 << 20;
 const MAX_KEY: usize = 1 << 16;
 const MAX_KEY_BYTES: usize = 256 << 20;
-
-/// LevelDB's disguise for a CRC32C that is stored among the data it covers.
-pub fn mask(crc: u32) -> u32 {
-    crc.rotate_right(15).wrapping_add(0xa282_ead8)
-}
 
 /// One key and its value.
 #[derive(Debug, Clone, PartialEq, Eq)]

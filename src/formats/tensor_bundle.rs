@@ -17,6 +17,7 @@ use prost::Message;
 
 use super::sstable;
 use super::tensor_slice::{self, Assembly, Slice};
+use super::tfrecord::mask;
 use crate::proto::tensorflow::{
     BundleEntryProto, BundleHeaderProto, DataType, TensorShapeProto, VersionDef, bundle_header_proto::Endianness,
     tensor_shape_proto::Dim,
@@ -437,7 +438,7 @@ impl BundleReader {
     }
 
     fn check(&self, name: &str, extent: Extent, found: u32) -> Result<()> {
-        let found = sstable::mask(found);
+        let found = mask(found);
         ensure!(
             found == extent.crc,
             "`{}`: tensor `{name}`: checksum of bytes {} to {}: stored {:#010x}, found {found:#010x}: the file is damaged, copy or \
@@ -529,7 +530,7 @@ fn unpack_strings(bytes: &[u8], count: usize) -> Result<(Vec<Vec<u8>>, u32)> {
     let Some((stored, mut rest)) = rest.split_first_chunk::<4>() else {
         bail!("the checksum of its lengths is cut short");
     };
-    let found = sstable::mask(crc);
+    let found = mask(crc);
     ensure!(found.to_le_bytes() == *stored, "the checksum of its string lengths differs: the file is damaged");
     crc = crc32c::crc32c_append(crc, stored);
     crc = crc32c::crc32c_append(crc, rest);
@@ -608,7 +609,7 @@ impl BundleWriter {
             sstable::put_varint(&mut bytes, length);
             crc = append_length(crc, length);
         }
-        let lengths = sstable::mask(crc).to_le_bytes();
+        let lengths = mask(crc).to_le_bytes();
         bytes.extend_from_slice(&lengths);
         crc = crc32c::crc32c_append(crc, &lengths);
         for string in strings {
@@ -631,7 +632,7 @@ impl BundleWriter {
             shard_id: 0,
             offset: self.offset as i64,
             size: bytes.len() as i64,
-            crc32c: sstable::mask(crc),
+            crc32c: mask(crc),
             slices: Vec::new(),
         };
         self.offset += bytes.len() as u64;

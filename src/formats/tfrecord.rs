@@ -64,6 +64,14 @@ impl<W: Write> Writer<W> {
         self.inner.write_all(&mask(crc).to_le_bytes())
     }
 
+    /// Hands everything on to where it goes.
+    ///
+    /// # Errors
+    /// Those of the underlying writer.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+
     /// Flushes and gives the underlying writer back.
     ///
     /// # Errors
