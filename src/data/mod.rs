@@ -1,9 +1,11 @@
 //! Pictures and their boxes, from files to batches.
 
 pub mod augment;
+pub mod detections_file;
 pub mod draw;
 pub mod example;
 pub mod image;
+pub mod inputs;
 pub mod jpeg;
 pub mod loader;
 pub mod palette;
