@@ -10,4 +10,5 @@ pub mod jpeg;
 pub mod loader;
 pub mod palette;
 pub mod resize;
+pub mod sample;
 pub mod text;

@@ -2,6 +2,15 @@
 //!
 //! Source: `tensorflow/core/kernels/image/resize_bilinear_op.cc`, legacy scaler.
 
+/// How output coordinates lie on the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Corners {
+    /// Coordinate times (input / output): TensorFlow 1's default.
+    Legacy,
+    /// The first and the last pixels of both lie on each other (`align_corners=True`).
+    Aligned,
+}
+
 /// Where one output coordinate reads: two neighbouring source coordinates and the weight of the second.
 #[derive(Debug, Clone, Copy)]
 struct Tap {
@@ -11,8 +20,11 @@ struct Tap {
 }
 
 /// The taps of every output coordinate along one axis.
-fn taps(input: usize, output: usize) -> Vec<Tap> {
-    let scale = input as f32 / output as f32;
+fn taps(input: usize, output: usize, corners: Corners) -> Vec<Tap> {
+    let scale = match corners {
+        Corners::Aligned if output > 1 => (input - 1) as f32 / (output - 1) as f32,
+        _ => input as f32 / output as f32,
+    };
     (0..output)
         .map(|i| {
             // Float32 throughout, in TensorFlow's order: a double here changes the last bit of the weights.
@@ -61,7 +73,16 @@ pub fn resize_bilinear<T: Copy + Into<f32>>(src: &[T], h: usize, w: usize, c: us
 ///
 /// # Panics
 /// If a slice is not as long as its shape says, or a side is 0.
-pub fn resize_bilinear_into<T: Copy + Into<f32>>(
+pub fn resize_bilinear_into<T: Copy + Into<f32>>(src: &[T], from: (usize, usize, usize), to: (usize, usize), out: &mut [f32]) {
+    resize_bilinear_with(Corners::Legacy, src, from, to, out);
+}
+
+/// [`resize_bilinear_into`] with a choice of how the coordinates lie.
+///
+/// # Panics
+/// As [`resize_bilinear_into`].
+pub fn resize_bilinear_with<T: Copy + Into<f32>>(
+    corners: Corners,
     src: &[T],
     (h, w, c): (usize, usize, usize),
     (out_h, out_w): (usize, usize),
@@ -76,8 +97,8 @@ pub fn resize_bilinear_into<T: Copy + Into<f32>>(
         }
         return;
     }
-    let ys = taps(h, out_h);
-    let xs = taps(w, out_w);
+    let ys = taps(h, out_h, corners);
+    let xs = taps(w, out_w, corners);
     let width = out_w * c;
     // The two source rows last used, interpolated along x. An output row often shares one with the row before.
     let mut rows = [vec![0.0f32; width], vec![0.0f32; width]];
