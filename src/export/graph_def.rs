@@ -1,1 +1,0 @@
-//! frozen_inference_graph.pb.

@@ -1,0 +1,6 @@
+//! frozen_inference_graph.pb: a network with its pre- and post-processing as a TensorFlow GraphDef.
+
+pub mod builder;
+pub mod check;
+pub mod network;
+pub mod ssd;

@@ -1,0 +1,281 @@
+//! Writes a network's operations into a GraphDef: NHWC, batch norms folded into the convolutions before them.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, bail};
+
+use super::builder::{Builder, Op as Node, Value};
+use crate::net::graph::{Activation, BatchNorm, Graph, NodeId, Op, Padding, VariableId, Window};
+use crate::proto::tensorflow::DataType;
+
+/// Gives a variable's values by its name, in TensorFlow's layout.
+pub type ReadVariable<'a> = dyn Fn(&str) -> Result<Vec<f32>> + 'a;
+
+/// Appends what `wanted` depends on and returns the values of `wanted`, in its order.
+///
+/// * `input`: what stands for the graph's `Op::Input`.
+/// * `variables`: each is asked for once for every operation that reads it.
+///
+/// # Errors
+/// If a variable cannot be read or has another size than the network's, or TensorFlow has no such operation.
+pub fn write_network(
+    b: &mut Builder,
+    graph: &Graph,
+    input: Map,
+    wanted: &[NodeId],
+    variables: &ReadVariable,
+) -> Result<Vec<Map>> {
+    let mut writer = Writer { graph, readers: count_readers(graph, wanted), variables, constants: HashMap::new() };
+    let mut values: HashMap<NodeId, Map> = HashMap::new();
+    for (i, node) in graph.nodes().iter().enumerate() {
+        if writer.readers[i] == 0 {
+            continue;
+        }
+        let output = writer.write(b, NodeId(i), input, &values).with_context(|| format!("writing {}", node.name))?;
+        values.insert(NodeId(i), output);
+    }
+    let value = |id: &NodeId| values.get(id).copied().with_context(|| format!("{} has no value", graph.node(*id).name));
+    wanted.iter().map(value).collect()
+}
+
+/// How often each node is read by `wanted` and what leads there; 0 for a node that nothing needs.
+fn count_readers(graph: &Graph, wanted: &[NodeId]) -> Vec<usize> {
+    let mut readers = vec![0; graph.nodes().len()];
+    for id in wanted {
+        readers[id.0] += 1;
+    }
+    for (i, node) in graph.nodes().iter().enumerate().rev() {
+        if readers[i] > 0 {
+            node.inputs.iter().for_each(|id| readers[id.0] += 1);
+        }
+    }
+    readers
+}
+
+/// What a node became: `[N, height, width, C]`, or `[N, C]` where the size is `NO_SIZE`.
+#[derive(Debug, Clone, Copy)]
+pub struct Map {
+    pub value: Value,
+    /// `[height, width]`.
+    pub size: [i64; 2],
+}
+
+/// The size of what is no longer a map.
+const NO_SIZE: [i64; 2] = [0; 2];
+
+/// One factor and one summand a channel.
+struct Affine {
+    scale: Vec<f64>,
+    shift: Vec<f64>,
+}
+
+struct Writer<'a> {
+    graph: &'a Graph,
+    readers: Vec<usize>,
+    variables: &'a ReadVariable<'a>,
+    /// Constants that several operations share.
+    constants: HashMap<VariableId, Value>,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, b: &mut Builder, id: NodeId, input: Map, values: &HashMap<NodeId, Map>) -> Result<Map> {
+        let graph = self.graph;
+        let node = graph.node(id);
+        let name = &node.name;
+        let read =
+            |id: &NodeId| values.get(id).copied().with_context(|| format!("{} comes after its reader", graph.node(*id).name));
+        let inputs: Vec<Map> = node.inputs.iter().map(read).collect::<Result<_>>()?;
+        if matches!(node.op, Op::Input) {
+            return Ok(input);
+        }
+        let x = *inputs.first().context("an operation needs an input")?;
+        let value = match &node.op {
+            Op::Input => input.value,
+            Op::Conv2d { weights, window } => {
+                let w = self.weights(b, id, *weights)?;
+                let (x, padding) = pad(b, name, x.value, window);
+                let mut op = sliding("Conv2D", &[x, w], window, padding);
+                if window.dilation != [1, 1] {
+                    op = op.with("dilations", [1, window.dilation[0], window.dilation[1], 1].as_slice());
+                }
+                b.add(name, op, DataType::DtFloat)
+            }
+            Op::DepthwiseConv2d { weights, window } => {
+                if window.dilation != [1, 1] || window.stride[0] != window.stride[1] {
+                    bail!(
+                        "TensorFlow's depthwise convolution has no dilation and one stride for both directions, not {window:?}"
+                    );
+                }
+                let w = self.weights(b, id, *weights)?;
+                let (x, padding) = pad(b, name, x.value, window);
+                b.add(name, sliding("DepthwiseConv2dNative", &[x, w], window, padding), DataType::DtFloat)
+            }
+            Op::FullyConnected { weights } => {
+                let w = self.weights(b, id, *weights)?;
+                b.same(name, "MatMul", &[x.value, w])
+            }
+            Op::BiasAdd { biases } => {
+                let biases = self.constant(b, *biases)?;
+                b.same(name, "BiasAdd", &[x.value, biases])
+            }
+            Op::BatchNorm(norm) => self.batch_norm(b, id, norm, x.value)?,
+            Op::Activation(Activation::Relu) => b.same(name, "Relu", &[x.value]),
+            Op::Activation(Activation::Relu6) => b.same(name, "Relu6", &[x.value]),
+            Op::MaxPool(window) => pool(b, name, "MaxPool", x.value, window)?,
+            Op::AvgPool(window) => pool(b, name, "AvgPool", x.value, window)?,
+            Op::GlobalMean => {
+                let axes = b.ints(&format!("{name}/reduction_indices"), &[2], &[1, 2]);
+                let op = Node::new("Mean", &[x.value, axes]).typed("T").with("Tidx", DataType::DtInt32).with("keep_dims", false);
+                b.add(name, op, DataType::DtFloat) // [N, C]
+            }
+            Op::Concat => {
+                let parts: Vec<Value> = inputs.iter().map(|i| i.value).collect();
+                concat(b, name, &parts, if x.size == NO_SIZE { 1 } else { 3 })
+            }
+            Op::Add => {
+                let mut sum = x.value;
+                for (i, part) in inputs.iter().enumerate().skip(1) {
+                    let last = i + 1 == inputs.len();
+                    let step = if last { name.clone() } else { format!("{name}/partial") };
+                    sum = b.same(&step, "Add", &[sum, part.value]);
+                }
+                sum
+            }
+            Op::Scale(factor) => {
+                let factor = b.float(&format!("{name}/factor"), *factor as f32);
+                b.same(name, "Mul", &[x.value, factor])
+            }
+            Op::Pad(pads) => zeros_around(b, name, x.value, pads),
+            // Only training drops anything.
+            Op::Dropout { .. } => x.value,
+        };
+        let [height, width] = x.size;
+        let size = match &node.op {
+            Op::Conv2d { window, .. } | Op::DepthwiseConv2d { window, .. } | Op::MaxPool(window) | Op::AvgPool(window) => {
+                window.output_size(height, width)
+            }
+            Op::Pad([top, left, bottom, right]) => [height + top + bottom, width + left + right],
+            Op::GlobalMean => NO_SIZE,
+            _ => x.size,
+        };
+        Ok(Map { value, size })
+    }
+
+    /// The weights of a convolution or fully connected layer, times the factors of a batch norm that is folded into it.
+    fn weights(&mut self, b: &mut Builder, id: NodeId, weights: VariableId) -> Result<Value> {
+        let Some(norm) = self.folded_norm(id) else { return self.constant(b, weights) };
+        let affine = self.affine(norm, self.graph.channels(id))?;
+        let mut values = self.read(weights)?;
+        // In each of TensorFlow's layouts the output channel is the fastest index (depthwise: input channel and multiplier together).
+        let channels = affine.scale.len();
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = (f64::from(*value) * affine.scale[i % channels]) as f32;
+        }
+        let variable = self.graph.variable(weights);
+        Ok(b.floats(&variable.name, &variable.shape, &values))
+    }
+
+    /// The batch norm that alone reads the node's output.
+    fn folded_norm(&self, id: NodeId) -> Option<&BatchNorm> {
+        if self.readers[id.0] != 1 {
+            return None;
+        }
+        self.graph.nodes().iter().enumerate().find_map(|(i, node)| match &node.op {
+            Op::BatchNorm(norm) if self.readers[i] > 0 && node.inputs == [id] => Some(norm),
+            _ => None,
+        })
+    }
+
+    /// A batch norm with its stored statistics: a bias behind a layer that took the factors in, else a factor and a bias.
+    fn batch_norm(&mut self, b: &mut Builder, id: NodeId, norm: &BatchNorm, x: Value) -> Result<Value> {
+        let node = self.graph.node(id);
+        let affine = self.affine(norm, node.channels)?;
+        let before = node.inputs[0];
+        let folded =
+            matches!(self.graph.node(before).op, Op::Conv2d { .. } | Op::DepthwiseConv2d { .. } | Op::FullyConnected { .. })
+                && self.readers[before.0] == 1;
+        let constant = |b: &mut Builder, part: &str, values: &[f64]| {
+            let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
+            b.floats(&format!("{}/{part}", node.name), &[node.channels], &values)
+        };
+        let scaled = if folded {
+            x
+        } else {
+            let scale = constant(b, "scale", &affine.scale);
+            b.same(&format!("{}/mul", node.name), "Mul", &[x, scale])
+        };
+        let shift = constant(b, "shift", &affine.shift);
+        Ok(b.same(&node.name, "BiasAdd", &[scaled, shift]))
+    }
+
+    fn affine(&self, norm: &BatchNorm, channels: i64) -> Result<Affine> {
+        let constant = |value: f32| vec![value; channels as usize];
+        let gamma = norm.gamma.map_or_else(|| Ok(constant(1.0)), |id| self.read(id))?;
+        let beta = norm.beta.map_or_else(|| Ok(constant(0.0)), |id| self.read(id))?;
+        let (mean, variance) = (self.read(norm.moving_mean)?, self.read(norm.moving_variance)?);
+        let scale: Vec<f64> =
+            gamma.iter().zip(&variance).map(|(&g, &v)| f64::from(g) / (f64::from(v) + norm.epsilon).sqrt()).collect();
+        let shift = beta.iter().zip(&mean).zip(&scale).map(|((&b, &m), s)| f64::from(b) - f64::from(m) * s).collect();
+        Ok(Affine { scale, shift })
+    }
+
+    /// A variable as it is.
+    fn constant(&mut self, b: &mut Builder, id: VariableId) -> Result<Value> {
+        if let Some(&value) = self.constants.get(&id) {
+            return Ok(value);
+        }
+        let variable = self.graph.variable(id);
+        let value = b.floats(&variable.name, &variable.shape, &self.read(id)?);
+        self.constants.insert(id, value);
+        Ok(value)
+    }
+
+    fn read(&self, id: VariableId) -> Result<Vec<f32>> {
+        let variable = self.graph.variable(id);
+        let values = (self.variables)(&variable.name)?;
+        let count: i64 = variable.shape.iter().product();
+        if values.len() as i64 != count {
+            bail!("variable `{}` has {} values, but its shape {:?} needs {count}", variable.name, values.len(), variable.shape);
+        }
+        Ok(values)
+    }
+}
+
+/// A convolution or pooling along height and width.
+fn sliding(kind: &'static str, inputs: &[Value], window: &Window, padding: &str) -> Node {
+    let strides = [1, window.stride[0], window.stride[1], 1];
+    Node::new(kind, inputs).typed("T").with("strides", strides.as_slice()).with("padding", padding).with("data_format", "NHWC")
+}
+
+fn pool(b: &mut Builder, name: &str, kind: &'static str, x: Value, window: &Window) -> Result<Value> {
+    if window.dilation != [1, 1] {
+        bail!("TensorFlow's pooling has no dilation, but this one has {:?}", window.dilation);
+    }
+    let (x, padding) = pad(b, name, x, window);
+    let kernel = [1, window.kernel[0], window.kernel[1], 1];
+    Ok(b.add(name, sliding(kind, &[x], window, padding).with("ksize", kernel.as_slice()), DataType::DtFloat))
+}
+
+/// The input and TensorFlow's name of the padding; explicit zeros become an operation of their own.
+fn pad(b: &mut Builder, name: &str, x: Value, window: &Window) -> (Value, &'static str) {
+    match window.padding {
+        Padding::Same => (x, "SAME"),
+        Padding::Valid => (x, "VALID"),
+        Padding::Explicit(pads) => (zeros_around(b, &format!("{name}/Pad"), x, &pads), "VALID"),
+    }
+}
+
+/// `pads`: `[top, left, bottom, right]`.
+fn zeros_around(b: &mut Builder, name: &str, x: Value, pads: &[i64; 4]) -> Value {
+    let [top, left, bottom, right] = pads.map(|p| p as i32);
+    let paddings = b.ints(&format!("{name}/paddings"), &[4, 2], &[0, 0, top, bottom, left, right, 0, 0]);
+    b.add(name, Node::new("Pad", &[x, paddings]).typed("T").with("Tpaddings", DataType::DtInt32), x.dtype())
+}
+
+/// `parts` side by side along `axis`.
+pub fn concat(b: &mut Builder, name: &str, parts: &[Value], axis: i32) -> Value {
+    let axis = b.int(&format!("{name}/axis"), axis);
+    let inputs: Vec<Value> = parts.iter().copied().chain([axis]).collect();
+    let op = Node::new("ConcatV2", &inputs).typed("T").with("N", parts.len() as i64).with("Tidx", DataType::DtInt32);
+    b.add(name, op, parts[0].dtype())
+}

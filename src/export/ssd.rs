@@ -1,0 +1,60 @@
+//! What the writers of other programs' formats need to know of an SSD: its network and the numbers before and after it.
+
+use crate::detection::box_coder::BoxCoder;
+use crate::detection::boxes::BBox;
+use crate::detection::nms::NmsOptions;
+use crate::net::graph::{Graph, NodeId};
+
+/// A single shot detector with a resizer of fixed size.
+#[derive(Debug, Clone)]
+pub struct SsdExport<'a> {
+    /// The network from the preprocessed picture to the raw predictions; it has one `Op::Input`.
+    pub graph: &'a Graph,
+    /// The predictors of each feature map, finest first.
+    pub heads: Vec<Head>,
+    /// Classes without background: the `K` of the shapes.
+    pub num_classes: usize,
+    /// `[height, width]` that every picture is resized to.
+    pub picture: [usize; 2],
+    /// What happens to a resized pixel.
+    pub pixels: Pixels,
+    /// `[A]`, normalized, in the order of the predictions.
+    pub anchors: &'a [BBox],
+    /// What the box predictors' numbers mean.
+    pub coder: BoxCoder,
+    /// From raw class predictions to scores.
+    pub scores: ScoreConverter,
+    /// Raw class predictions are divided by it first.
+    pub logit_scale: f32,
+    /// Thresholds and limits of the non-maximum suppression.
+    pub nms: NmsOptions,
+}
+
+/// The predictors on one feature map of `h x w` cells with `a` anchors each.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Head {
+    /// Box encodings, `[N, h, w, a * 4]` in TensorFlow's order.
+    pub boxes: NodeId,
+    /// Class predictions, background first, `[N, h, w, a * (K + 1)]`.
+    pub classes: NodeId,
+}
+
+/// `scale * pixel + shift` of values in 0..255, RGB.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pixels {
+    pub scale: f32,
+    pub shift: [f32; 3],
+}
+
+impl Pixels {
+    /// To [-1, 1], as the MobileNet and Inception feature extractors have it.
+    pub const MINUS_ONE_TO_ONE: Self = Self { scale: 2.0 / 255.0, shift: [-1.0; 3] };
+}
+
+/// How a raw class prediction becomes a score.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScoreConverter {
+    Identity,
+    Sigmoid,
+    Softmax,
+}
