@@ -2,5 +2,6 @@
 
 pub mod label_map;
 pub mod pipeline;
+pub mod support;
 pub mod text;
 pub mod zoo;
