@@ -314,15 +314,8 @@ fn batch_norm<'v>(
         return Ok((activate(&y, activation)?, None));
     }
     let none: Option<&Tensor> = None;
-    let (y, mean, inverse_deviation) = x.f_native_batch_norm(
-        norm.gamma.map(var),
-        norm.beta.map(var),
-        none,
-        none,
-        true,
-        0.0,
-        norm.epsilon,
-    )?;
+    let (y, mean, inverse_deviation) =
+        x.f_native_batch_norm(norm.gamma.map(var), norm.beta.map(var), none, none, true, 0.0, norm.epsilon)?;
     let update = tch::no_grad(|| -> Result<MovingUpdate> {
         let biased = inverse_deviation.f_square()?.f_reciprocal()? - norm.epsilon;
         let size = x.size();
