@@ -310,29 +310,41 @@ fn batch_norm<'v>(
 ) -> Result<(Tensor, Option<MovingUpdate>)> {
     if !norm.train {
         let (scale, shift) = scale_and_shift(norm, var)?;
-        let y = x * scale.f_view([1, -1, 1, 1])? + shift.f_view([1, -1, 1, 1])?;
-        return Ok((activate(&y, activation)?, None));
+        return Ok((shim::affine_act(x, &scale, &shift, act(activation))?, None));
     }
-    let none: Option<&Tensor> = None;
-    let (y, mean, inverse_deviation) =
-        x.f_native_batch_norm(norm.gamma.map(var), norm.beta.map(var), none, none, true, 0.0, norm.epsilon)?;
-    let update = tch::no_grad(|| -> Result<MovingUpdate> {
-        let biased = inverse_deviation.f_square()?.f_reciprocal()? - norm.epsilon;
-        let size = x.size();
-        let count = (size[0] * size[2] * size[3]) as f64;
-        let batch_variance = match norm.moving {
-            MovingVariance::Biased => biased,
-            MovingVariance::Unbiased => biased * (count / (count - 1.0).max(1.0)),
-        };
-        Ok(MovingUpdate {
-            mean: ids[norm.moving_mean.0],
-            variance: ids[norm.moving_variance.0],
-            batch_mean: mean.f_detach()?,
-            batch_variance,
-            decay: norm.decay,
-        })
-    })?;
-    Ok((activate(&y, activation)?, Some(update)))
+    let zeros;
+    let beta = match norm.beta {
+        Some(beta) => var(beta),
+        None => {
+            zeros = Tensor::f_zeros([x.size()[1]], (Kind::Float, x.device()))?;
+            &zeros
+        }
+    };
+    let normed = shim::batch_norm_train(x, norm.gamma.map(var), beta, norm.epsilon, act(activation))?;
+    let batch_variance = match norm.moving {
+        MovingVariance::Biased => normed.variance,
+        MovingVariance::Unbiased => {
+            let size = x.size();
+            let count = (size[0] * size[2] * size[3]) as f64;
+            normed.variance * (count / (count - 1.0).max(1.0))
+        }
+    };
+    let update = MovingUpdate {
+        mean: ids[norm.moving_mean.0],
+        variance: ids[norm.moving_variance.0],
+        batch_mean: normed.mean,
+        batch_variance,
+        decay: norm.decay,
+    };
+    Ok((normed.y, Some(update)))
+}
+
+fn act(activation: Option<Activation>) -> shim::Act {
+    match activation {
+        None => shim::Act::None,
+        Some(Activation::Relu) => shim::Act::Relu,
+        Some(Activation::Relu6) => shim::Act::Relu6,
+    }
 }
 
 fn activate(x: &Tensor, activation: Option<Activation>) -> Result<Tensor> {
@@ -354,12 +366,19 @@ fn activate_in_place(mut x: Tensor, activation: Option<Activation>) -> Result<Te
 fn convolve(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>, window: &Window, depthwise: bool) -> Result<Tensor> {
     let size = x.size();
     let [top, left, bottom, right] = window.pads(size[2], size[3]);
-    let groups = if depthwise { size[1] } else { 1 };
+    if depthwise {
+        let geometry = shim::ConvGeometry { stride: window.stride, padding: [top, left, bottom, right], dilation: window.dilation };
+        let y = shim::depthwise_conv2d(x, weights, geometry)?;
+        return Ok(match bias {
+            Some(bias) => y + bias.f_view([1, -1, 1, 1])?,
+            None => y,
+        });
+    }
     if top == bottom && left == right {
-        return Ok(x.f_conv2d(weights, bias, window.stride, [top, left], window.dilation, groups)?);
+        return Ok(x.f_conv2d(weights, bias, window.stride, [top, left], window.dilation, 1)?);
     }
     let padded = x.f_constant_pad_nd([left, right, top, bottom])?;
-    Ok(padded.f_conv2d(weights, bias, window.stride, [0, 0], window.dilation, groups)?)
+    Ok(padded.f_conv2d(weights, bias, window.stride, [0, 0], window.dilation, 1)?)
 }
 
 /// Operations that are the same in training and inference.
