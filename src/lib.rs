@@ -26,7 +26,6 @@ pub mod exit;
 pub mod export;
 pub mod flags;
 pub mod formats;
-pub mod interrupt;
 pub mod logging;
 pub mod metrics;
 pub mod models;

@@ -1,20 +1,49 @@
 //! `odh tfgen`: labelled pictures become a dataset.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ArgAction;
+use indicatif::{ProgressBar, ProgressStyle};
+use rayon::prelude::*;
+
+use crate::config::label_map::LabelMap;
+use crate::data::dataset::check::{self, Labelled, Pass, Picture};
+use crate::data::dataset::finding::{Finding, Level, Outcome, shown};
+use crate::data::dataset::pairing::{self, Wanted};
+use crate::data::dataset::picture::Depth;
+use crate::data::dataset::walk::{Tree, file_name};
+use crate::data::dataset::write::{self, Staged};
+use crate::data::dataset::{summary, table};
+use crate::data::split::{self, Side, Unit};
+use crate::formats::voc::{self, Annotation};
+use crate::{exit, logging, outln, prompt};
 
 const EXAMPLE: &str = "\
-Example:
-  odh tfgen -i ./images/ -l ./label_map.pbtxt -sr 8";
+Examples:
+  odh tfgen -sr 8                                # images/ -> dataset/, 8 of 10 pictures train
+  odh tfgen -i photos -l map.pbtxt --write_label_map -sr 0.85
+  odh tfgen -c -tc my/train.csv -vc my/val.csv   # your own boxes and your own split
+
+A picture's labels may be anywhere below the input folder. What is wrong with a picture or a box is said, and it is left out;
+--strict stops instead. Boxes are [xmin, ymin, xmax, ymax] in pixels of the picture as stored.";
+
+/// XML files above this are no labels.
+const LARGEST_XML: u64 = 64 << 20;
+/// Notes that the terminal shows; the log has them all.
+const SHOWN_NOTES: usize = 20;
 
 /// What `odh tfgen` is told.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
     /// Largest class id that the label map may have
-    #[arg(short = 'm', long = "max_num_classes", value_name = "N", default_value = "90")]
+    #[arg(short = 'm', long = "max_num_classes", value_name = "N", default_value_t = 90)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     max_num_classes: u32,
     /// Folder of pictures and their labelImg XML, searched with its subfolders
     #[arg(short = 'i', long = "input_folder", value_name = "FOLDER", default_value = "./images/")]
@@ -22,25 +51,415 @@ pub struct Args {
     /// Label map
     #[arg(short = 'l', long = "label_file", value_name = "FILE", default_value = "./label_map.pbtxt")]
     label_file: PathBuf,
+    /// Write the label map from the classes found if it is not there, without asking
+    #[arg(long = "write_label_map", value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true)]
+    #[arg(default_value = "false", default_missing_value = "true", value_parser = crate::flags::boolean)]
+    write_label_map: bool,
     /// Take boxes and split from the two CSV files instead of the XML
     #[arg(short = 'c', long = "custom_csv", value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true)]
     #[arg(default_value = "false", default_missing_value = "true", value_parser = crate::flags::boolean)]
     custom_csv: bool,
-    /// CSV of the training boxes; short: -tc
-    #[arg(long = "train_csv_output", value_name = "FILE", default_value = "./dataset/train.csv")]
-    train_csv_output: PathBuf,
-    /// CSV of the validation boxes; short: -vc
-    #[arg(long = "validate_csv_output", value_name = "FILE", default_value = "./dataset/validate.csv")]
-    validate_csv_output: PathBuf,
-    /// Tenths of the pictures that train (1 to 9), or a fraction below 1; short: -sr
-    #[arg(long = "split_rate", value_name = "RATE", default_value = "8")]
-    split_rate: String,
+    /// CSV of the training boxes [default: train.csv in the output folder]; short: -tc
+    #[arg(long = "train_csv_output", value_name = "FILE")]
+    train_csv_output: Option<PathBuf>,
+    /// CSV of the validation boxes [default: validate.csv in the output folder]; short: -vc
+    #[arg(long = "validate_csv_output", value_name = "FILE")]
+    validate_csv_output: Option<PathBuf>,
+    /// Tenths of the pictures that train (1 to 9; 5 is 50:50), or a fraction below 1 such as 0.85; short: -sr
+    #[arg(long = "split_rate", value_name = "RATE", default_value = "8", value_parser = split::parse_rate)]
+    split_rate: f64,
+    /// Seed of the split: the same pictures and seed give the same files
+    #[arg(long = "seed", value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Folder for train.record and validate.record
+    #[arg(short = 'o', long = "output_folder", value_name = "FOLDER", default_value = "./dataset")]
+    output_folder: PathBuf,
+    /// Write each record in N files, train.record-00000-of-0000N and so on
+    #[arg(long = "num_shards", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=99_999))]
+    num_shards: Option<u32>,
+    /// How far pictures are looked into. `decode` finds all that would fail in training, and is the default since a training run
+    /// costs more than the check; `structure` reads headers and follows markers to the end, which finds truncated files at about
+    /// the disk's speed
+    #[arg(long = "picture_check", value_name = "DEPTH", value_enum, default_value = "decode")]
+    picture_check: Depth,
+    /// If anything is wrong, write nothing and exit with 1 (notes are not wrong)
+    #[arg(long = "strict", value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true)]
+    #[arg(default_value = "false", default_missing_value = "true", value_parser = crate::flags::boolean)]
+    strict: bool,
 }
 
-/// Runs `odh tfgen`.
+/// The label map, or the leave to write one.
+enum Classes {
+    Map(LabelMap),
+    ToWrite,
+}
+
+/// Checks, splits and writes a dataset.
 ///
 /// # Errors
-/// Always, until this command is written.
+/// If the input or the label map cannot be read, nothing can be used, a fault was found under `--strict`, the user stopped
+/// it, or a file cannot be written. The old dataset is whole then.
 pub fn run(args: Args) -> Result<()> {
-    Err(anyhow!("`odh tfgen` is not written yet (it was asked for {args:?})"))
+    let start = Instant::now();
+    tracing::info!(
+        "Program start [ tfgen, input folder : {}, label file : {}, custom csv : {}, split rate : {}, seed : {}, picture check : \
+         {:?} ]",
+        args.input_folder.display(),
+        args.label_file.display(),
+        args.custom_csv,
+        args.split_rate,
+        args.seed,
+        args.picture_check
+    );
+    let stop = stop_on_interrupt();
+    let tree = Tree::walk(&args.input_folder)?;
+    let csv = [
+        args.train_csv_output.clone().unwrap_or_else(|| args.output_folder.join("train.csv")),
+        args.validate_csv_output.clone().unwrap_or_else(|| args.output_folder.join("validate.csv")),
+    ];
+    let mut findings = tree.findings.clone();
+    let (labelled, given) = match args.custom_csv {
+        true => from_csv(&tree, &csv, &mut findings)?,
+        false => (from_xml(&tree, &mut findings)?, None),
+    };
+    let without_labels = unused(&tree, &labelled);
+    let classes = label_map(&args, &labelled)?;
+
+    let progress = bar(labelled.len(), "checking");
+    let pass = Pass { depth: args.picture_check, progress: &progress, stop: &stop };
+    let (mut pictures, found) = check::check_all(&labelled, &pass);
+    progress.finish_and_clear();
+    if stop.load(Ordering::Relaxed) {
+        return Err(exit::interrupted("stopped; the old dataset is as it was"));
+    }
+    findings.extend(found);
+    drop(labelled);
+
+    let (map, write_map) = match classes {
+        Classes::Map(map) => (map, false),
+        Classes::ToWrite => (LabelMap::from_names(check::classes(&pictures)), true),
+    };
+    ensure!(
+        !write_map || map.num_classes() <= args.max_num_classes,
+        "{} classes were found, more than --max_num_classes {}; raise it, or correct the labels if that is too many",
+        map.num_classes(),
+        args.max_num_classes
+    );
+    findings.extend(map.notes().into_iter().map(|note| Finding::note(&args.label_file, note)));
+    findings.extend(check::assign_classes(&mut pictures, &map, args.max_num_classes));
+    findings.extend(check::drop_emptied(&mut pictures));
+    let groups = check::same_bytes(&pictures);
+    let sides = match given {
+        Some(given) => pictures.iter().map(|picture| side_of(picture, &given)).collect(),
+        None => divide(&pictures, &groups, &args),
+    };
+    findings.extend(check::duplicates(&pictures, &sides, &groups));
+    findings.extend(summary::one_sided(&pictures, &sides, &map, &args.input_folder));
+    let counts = tell(findings);
+    ensure!(
+        !args.strict || counts.problems == 0,
+        "{} found, and --strict was given: nothing was written",
+        summary::plural(counts.problems, "problem")
+    );
+    ensure!(
+        !pictures.is_empty(),
+        "`{}`: no labelled picture that can be used; nothing was written",
+        shown(&args.input_folder)
+    );
+
+    let plan = Plan { args: &args, csv: &csv, map: write_map.then_some(&map), stop: &stop };
+    let written = write_all(&plan, &pictures, &sides)?;
+    for line in summary::table(&pictures, &sides, &map) {
+        tracing::info!("{line}");
+        outln!("{line}");
+    }
+    let negatives = pictures.iter().filter(|picture| picture.objects.is_empty()).count();
+    let mut closing = vec![format!(
+        "{} ({}), {} ({} and {} skipped), {}",
+        summary::plural(pictures.len(), "picture"),
+        summary::plural(negatives, "negative"),
+        summary::plural(counts.problems, "problem"),
+        summary::plural(counts.objects, "object"),
+        summary::plural(counts.pictures, "picture"),
+        summary::plural(counts.notes, "note"),
+    )];
+    if without_labels > 0 {
+        closing.push(format!("{} without labels, not used", summary::plural(without_labels, "picture")));
+    }
+    closing.push(format!("wrote {} (split seed {})", written.join(", "), args.seed));
+    for line in closing {
+        tracing::info!("{line}");
+        outln!("{line}");
+    }
+    let seconds = start.elapsed().as_secs();
+    tracing::info!(
+        "Tfrecord generation Success [ Total time : {} Hour {} Minute {} Second ]",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60
+    );
+    Ok(())
+}
+
+/// Set by Ctrl-C, so that temporary files are removed before the program ends.
+fn stop_on_interrupt() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&stop);
+    // Fails only if there is a handler already, and then that one decides.
+    let _ = ctrlc::set_handler(move || seen.store(true, Ordering::Relaxed));
+    stop
+}
+
+fn bar(length: usize, what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} pictures, {per_sec}, {eta} left");
+    let bar = ProgressBar::new(length as u64).with_message(what.to_string());
+    if let Ok(style) = style {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    logging::progress().add(bar)
+}
+
+/// Reads every XML file and finds its picture.
+fn from_xml(tree: &Tree, findings: &mut Vec<Finding>) -> Result<Vec<Labelled>> {
+    ensure!(
+        !tree.labels.is_empty(),
+        "`{}`: there is no XML file in it or below; label the pictures with labelImg (Pascal VOC), or name another folder with \
+         --input_folder",
+        shown(&tree.root)
+    );
+    let read: Vec<Result<Annotation>> = tree.labels.par_iter().map(|path| read_xml(path)).collect();
+    let mut annotations = Vec::with_capacity(read.len());
+    let mut wanted = Vec::with_capacity(read.len());
+    for (path, read) in tree.labels.iter().zip(read) {
+        match read {
+            Ok(annotation) => {
+                wanted.push(Wanted::of(path, &annotation));
+                annotations.push(annotation);
+            }
+            Err(error) => findings.push(Finding::picture_skipped(path, format!("{error:#}"))),
+        }
+    }
+    let (pairs, found) = pairing::pair(tree, &wanted);
+    findings.extend(found);
+    let mut names: HashMap<String, usize> = HashMap::new();
+    for &picture in pairs.iter().flatten() {
+        *names.entry(file_name(&tree.pictures[picture])).or_default() += 1;
+    }
+    let paired = wanted.into_iter().zip(annotations).zip(pairs);
+    Ok(paired
+        .filter_map(|((wanted, annotation), picture)| {
+            let picture = &tree.pictures[picture?];
+            let name = file_name(picture);
+            // Of two pictures of one name, the path below the input folder tells which is meant.
+            let name = match names.get(&name) {
+                Some(&count) if count > 1 => picture.strip_prefix(&tree.root).unwrap_or(picture).to_string_lossy().into_owned(),
+                _ => name,
+            };
+            let objects = annotation.objects.into_iter().enumerate();
+            Some(Labelled {
+                labels: wanted.labels,
+                picture: picture.clone(),
+                name,
+                size: [annotation.width, annotation.height],
+                objects: objects.map(|(i, object)| (format!("object {}", i + 1), object)).collect(),
+            })
+        })
+        .collect())
+}
+
+fn read_xml(path: &Path) -> Result<Annotation> {
+    let length = std::fs::metadata(path).context("cannot be read")?.len();
+    ensure!(length <= LARGEST_XML, "the file has {length} bytes, which no label file has; move it out of the input folder");
+    voc::parse(&std::fs::read(path).context("cannot be read")?)
+}
+
+/// Which CSV file stands for which side.
+type Given = HashMap<PathBuf, Side>;
+
+/// Reads the two CSV files and finds their pictures.
+fn from_csv(tree: &Tree, csv: &[PathBuf; 2], findings: &mut Vec<Finding>) -> Result<(Vec<Labelled>, Option<Given>)> {
+    ensure!(csv[0] != csv[1], "`{}`: is given as both CSV files; name two with -tc and -vc", shown(&csv[0]));
+    let mut labelled = Vec::new();
+    for path in csv {
+        for rows in table::read(path)? {
+            let line = format!("line {}", rows.line);
+            match pairing::by_filename(tree, &rows.filename) {
+                Ok((picture, note)) => {
+                    findings.extend(note.map(|note| Finding::note(path, note).of(&line)));
+                    labelled.push(Labelled {
+                        labels: path.clone(),
+                        picture: tree.pictures[picture].clone(),
+                        name: rows.filename,
+                        size: rows.size,
+                        objects: rows.objects,
+                    });
+                }
+                Err(text) => findings.push(Finding::picture_skipped(path, text).of(&line)),
+            }
+        }
+    }
+    let given = HashMap::from([(csv[0].clone(), Side::Train), (csv[1].clone(), Side::Validate)]);
+    Ok((labelled, Some(given)))
+}
+
+fn side_of(picture: &Picture, given: &Given) -> Side {
+    given.get(&picture.labels).copied().unwrap_or(Side::Train)
+}
+
+/// Pictures below the input folder that no labels name.
+fn unused(tree: &Tree, labelled: &[Labelled]) -> usize {
+    let used: std::collections::HashSet<&PathBuf> = labelled.iter().map(|labelled| &labelled.picture).collect();
+    tree.pictures.iter().filter(|picture| !used.contains(picture)).count()
+}
+
+/// Reads the label map, or asks whether it may be written. Asked before the long work, which then needs nobody.
+fn label_map(args: &Args, labelled: &[Labelled]) -> Result<Classes> {
+    let file = &args.label_file;
+    match LabelMap::load(file) {
+        Ok(map) => return Ok(Classes::Map(map)),
+        Err(error) if file.exists() => return Err(error),
+        Err(_) => {}
+    }
+    if args.write_label_map {
+        return Ok(Classes::ToWrite);
+    }
+    let mut names: Vec<&str> =
+        labelled.iter().flat_map(|l| &l.objects).filter_map(|(_, object)| object.name.as_deref().map(str::trim)).collect();
+    names.sort_unstable();
+    names.dedup();
+    let mut list = names.iter().take(20).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > 20 {
+        list.push_str(&format!(" and {} more", names.len() - 20));
+    }
+    let missing = format!("`{}`: there is no such label map; {} found: {list}", shown(file), summary::plural(names.len(), "class"));
+    if !prompt::possible() {
+        bail!("{missing}. Write it by hand, or let --write_label_map write it");
+    }
+    match prompt::confirm(&format!("{missing}.\nWrite it with these?"), "--write_label_map", true)? {
+        true => Ok(Classes::ToWrite),
+        false => Err(anyhow!("{missing}. Write it by hand and run tfgen again")),
+    }
+}
+
+/// Splits by picture; pictures with the same bytes are one.
+fn divide(pictures: &[Picture], groups: &[Vec<usize>], args: &Args) -> Vec<Side> {
+    let mut unit_of: Vec<usize> = (0..pictures.len()).collect();
+    for group in groups {
+        for &member in group {
+            unit_of[member] = group[0];
+        }
+    }
+    let mut numbers: HashMap<usize, usize> = HashMap::new();
+    let mut units: Vec<Unit> = Vec::new();
+    let mut unit_index = vec![0; pictures.len()];
+    for (i, picture) in pictures.iter().enumerate() {
+        let index = *numbers.entry(unit_of[i]).or_insert_with(|| {
+            units.push(Unit::default());
+            units.len() - 1
+        });
+        unit_index[i] = index;
+        let unit = &mut units[index];
+        unit.pictures += 1;
+        let mut boxes: HashMap<usize, usize> = HashMap::new();
+        for object in &picture.objects {
+            *boxes.entry(object.id as usize - 1).or_default() += 1;
+        }
+        let mut boxes: Vec<(usize, usize)> = boxes.into_iter().collect();
+        boxes.sort_unstable();
+        for (class, count) in boxes {
+            match unit.classes.iter_mut().find(|(other, ..)| *other == class) {
+                Some((_, pictures, boxes)) => {
+                    *pictures += 1;
+                    *boxes += count;
+                }
+                None => unit.classes.push((class, 1, count)),
+            }
+        }
+    }
+    let sides = split::split(&units, args.split_rate, args.seed);
+    unit_index.into_iter().map(|index| sides[index]).collect()
+}
+
+/// How many of each kind of finding there were.
+#[derive(Default)]
+struct Counts {
+    problems: usize,
+    notes: usize,
+    objects: usize,
+    pictures: usize,
+}
+
+/// Says all findings, file by file: problems on the terminal and in the log, notes in the log and the first on the terminal.
+fn tell(mut findings: Vec<Finding>) -> Counts {
+    let mut counts = Counts::default();
+    // A stable sort: within a file they stay in the order of its objects.
+    findings.sort_by(|a, b| a.file.cmp(&b.file));
+    for finding in &findings {
+        match finding.outcome {
+            Outcome::ObjectSkipped => counts.objects += 1,
+            Outcome::PictureSkipped => counts.pictures += 1,
+            Outcome::Kept => {}
+        }
+        match finding.level {
+            Level::Problem => {
+                counts.problems += 1;
+                tracing::warn!("{finding}");
+            }
+            Level::Note => {
+                counts.notes += 1;
+                tracing::info!(target: logging::FILE_ONLY, "note: {finding}");
+                if counts.notes <= SHOWN_NOTES {
+                    logging::say(&format!("note: {finding}"));
+                }
+            }
+        }
+    }
+    if counts.notes > SHOWN_NOTES {
+        logging::say(&format!("note: {} more like these in process.log", counts.notes - SHOWN_NOTES));
+    }
+    counts
+}
+
+/// What is written where.
+struct Plan<'a> {
+    args: &'a Args,
+    csv: &'a [PathBuf; 2],
+    map: Option<&'a LabelMap>,
+    stop: &'a AtomicBool,
+}
+
+/// Writes everything under temporary names, then puts all in place; gives the files' names.
+fn write_all(plan: &Plan, pictures: &[Picture], sides: &[Side]) -> Result<Vec<String>> {
+    let args = plan.args;
+    let mut staged = Staged::default();
+    let mut written = Vec::new();
+    if let Some(map) = plan.map {
+        let text = map.to_text()?;
+        write::small(&mut staged, &args.label_file, |out| Ok(out.write_all(text.as_bytes())?))?;
+        written.push(shown(&args.label_file));
+    }
+    let progress = bar(pictures.len(), "writing");
+    let shards = args.num_shards.map(|shards| shards as usize);
+    let mut records = Vec::new();
+    for (side, name, csv) in [(Side::Train, "train", &plan.csv[0]), (Side::Validate, "validate", &plan.csv[1])] {
+        let of_side: Vec<&Picture> = pictures.iter().zip(sides).filter(|(_, s)| **s == side).map(|(picture, _)| picture).collect();
+        if !args.custom_csv {
+            write::small(&mut staged, csv, |out| table::write(out, of_side.iter().copied()))?;
+            written.push(shown(csv));
+        }
+        let path = args.output_folder.join(format!("{name}.record"));
+        let paths = write::record_paths(&path, shards);
+        write::records(&mut staged, &paths, &of_side, &progress, plan.stop)?;
+        written.push(match shards {
+            None => shown(&path),
+            Some(shards) => format!("{} in {}", shown(&path), summary::plural(shards, "shard")),
+        });
+        records.push((path, paths));
+    }
+    progress.finish_and_clear();
+    staged.commit()?;
+    for (path, kept) in &records {
+        write::remove_other_shards(path, kept);
+    }
+    Ok(written)
 }

@@ -1,9 +1,9 @@
 //! Pictures and their boxes, from files to batches.
 
 pub mod augment;
+pub mod dataset;
 pub mod detections_file;
 pub mod draw;
-pub mod encode;
 pub mod example;
 pub mod image;
 pub mod inputs;
@@ -12,4 +12,5 @@ pub mod loader;
 pub mod palette;
 pub mod resize;
 pub mod sample;
+pub mod split;
 pub mod text;

@@ -1,6 +1,5 @@
 //! File formats that know nothing of detection.
 
-pub mod archive;
 pub mod atomic_file;
 pub mod checkpoint_state;
 pub mod events;

@@ -5,4 +5,3 @@ pub mod graph;
 pub mod hyperparams;
 pub mod layers;
 pub mod shim;
-pub mod variables;

@@ -1,0 +1,624 @@
+//! Label files and their pictures against each other: every box, size and name, with all cores.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use indicatif::ProgressBar;
+use rayon::prelude::*;
+
+use crate::config::label_map::LabelMap;
+use crate::data::dataset::finding::{Finding, printable, shown};
+use crate::data::dataset::number;
+use crate::data::dataset::picture::{self, Depth, Looked};
+use crate::data::image::Format;
+use crate::data::split::Side;
+use crate::formats::voc;
+
+/// Pixels that a box may overhang the picture and is still clipped.
+const OVERHANG: f64 = 1.0;
+
+/// One picture as its labels describe it, before anything is checked.
+#[derive(Debug, Clone)]
+pub struct Labelled {
+    /// The XML or CSV file.
+    pub labels: PathBuf,
+    /// The picture file.
+    pub picture: PathBuf,
+    /// What CSV files and records call the picture.
+    pub name: String,
+    /// Width and height, as the labels give them.
+    pub size: [Option<String>; 2],
+    /// What the labels call an object: `object 2`, `line 7`; and the object.
+    pub objects: Vec<(String, voc::Object)>,
+}
+
+/// One picture that can be used.
+#[derive(Debug, Clone)]
+pub struct Picture {
+    /// The XML or CSV file.
+    pub labels: PathBuf,
+    /// The picture file.
+    pub path: PathBuf,
+    /// What CSV files and records call the picture.
+    pub name: String,
+    /// What its bytes say.
+    pub looked: Looked,
+    /// Its usable objects.
+    pub objects: Vec<Object>,
+    /// Objects that were left out.
+    pub skipped: usize,
+}
+
+/// One object that can be used.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Object {
+    /// What the labels call it: `object 2`, `line 7`.
+    pub label: String,
+    /// Its class.
+    pub class: String,
+    /// Its class's id; 0 until [`assign_classes`].
+    pub id: u32,
+    /// `[ymin, xmin, ymax, xmax]` in pixels, within the picture, with an area.
+    pub box_px: [f64; 4],
+    /// labelImg's pose.
+    pub pose: String,
+    /// Cut by the picture's edge.
+    pub truncated: bool,
+    /// Neither counted nor punished by evaluation.
+    pub difficult: bool,
+}
+
+/// What a pass over the pictures needs beside them.
+pub struct Pass<'a> {
+    /// How far pictures are looked into.
+    pub depth: Depth,
+    /// Moves on by one for each picture.
+    pub progress: &'a ProgressBar,
+    /// Ends the pass early when set.
+    pub stop: &'a AtomicBool,
+}
+
+/// Checks all pictures on all cores; the result keeps the order. Memory holds one picture a core at a time.
+pub fn check_all(labelled: &[Labelled], pass: &Pass) -> (Vec<Picture>, Vec<Finding>) {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    let checked: Vec<(Option<Picture>, Vec<Finding>)> = labelled
+        .par_iter()
+        .map(|labelled| {
+            if pass.stop.load(Ordering::Relaxed) {
+                return (None, Vec::new());
+            }
+            let checked = BUFFER.with_borrow_mut(|buffer| check(labelled, pass.depth, buffer));
+            pass.progress.inc(1);
+            checked
+        })
+        .collect();
+    let mut pictures = Vec::with_capacity(checked.len());
+    let mut findings = Vec::new();
+    for (picture, found) in checked {
+        pictures.extend(picture);
+        findings.extend(found);
+    }
+    (pictures, findings)
+}
+
+/// Checks one picture; `None` if it is left out.
+fn check(labelled: &Labelled, depth: Depth, buffer: &mut Vec<u8>) -> (Option<Picture>, Vec<Finding>) {
+    let mut findings = Vec::new();
+    let looked = match picture::read(&labelled.picture, buffer).and_then(|()| picture::look(buffer, depth)) {
+        Ok(looked) => looked,
+        Err(error) => {
+            findings.push(Finding::picture_skipped(&labelled.picture, format!("{error:#}")));
+            return (None, findings);
+        }
+    };
+    if let Some(promised) = picture::promised(&labelled.picture)
+        && promised != looked.format
+    {
+        findings.push(Finding::kept(
+            &labelled.picture,
+            format!(
+                "the bytes are {}, not {} as the name says; it is used as what it is, and best renamed",
+                format_name(looked.format),
+                format_name(promised)
+            ),
+        ));
+    }
+    if !check_size(labelled, &looked, &mut findings) {
+        return (None, findings);
+    }
+    if matches!(looked.orientation, 2..=4) {
+        findings.push(Finding::note(
+            &labelled.picture,
+            format!(
+                "EXIF says that the picture is shown {}; the stored pixels are used, so look whether the boxes fit them",
+                if looked.orientation == 3 { "upside down" } else { "mirrored" }
+            ),
+        ));
+    }
+    let mut objects: Vec<Object> = Vec::with_capacity(labelled.objects.len());
+    let mut skipped = 0;
+    for (label, object) in &labelled.objects {
+        match check_object(&labelled.labels, label, object, &looked, &mut findings) {
+            Ok(object) => match repeats(&objects, &object) {
+                Some((other, true)) => {
+                    // The first stands for both, so nothing is lost and the picture may stay.
+                    findings.push(Finding::object_skipped(
+                        &labelled.labels,
+                        label,
+                        format!("the same box of class `{}` as {other}; remove one", printable(&object.class)),
+                    ));
+                }
+                Some((other, false)) => {
+                    findings.push(
+                        Finding::kept(
+                            &labelled.labels,
+                            format!("the same box as {other} with another class; remove one if they are one object"),
+                        )
+                        .of(label),
+                    );
+                    objects.push(object);
+                }
+                None => objects.push(object),
+            },
+            Err(finding) => {
+                skipped += 1;
+                findings.push(*finding);
+            }
+        }
+    }
+    let picture = Picture {
+        labels: labelled.labels.clone(),
+        path: labelled.picture.clone(),
+        name: labelled.name.clone(),
+        looked,
+        objects,
+        skipped,
+    };
+    (Some(picture), findings)
+}
+
+/// An earlier object with the same box, and whether it also has the same class.
+fn repeats<'a>(objects: &'a [Object], object: &Object) -> Option<(&'a str, bool)> {
+    let mut same = objects.iter().filter(|other| other.box_px == object.box_px);
+    let first = same.clone().next()?;
+    match same.find(|other| other.class == object.class) {
+        Some(other) => Some((&other.label, true)),
+        None => Some((&first.label, false)),
+    }
+}
+
+/// The size in the labels against the picture's, which wins. False if the picture has to be left out.
+fn check_size(labelled: &Labelled, looked: &Looked, findings: &mut Vec<Finding>) -> bool {
+    let stored = (f64::from(looked.width), f64::from(looked.height));
+    let (width, height) = stored;
+    let turned = matches!(looked.orientation, 5..=8);
+    let [said_width, said_height] = &labelled.size;
+    let read = |text: &Option<String>| text.as_deref().and_then(number::read).map(|number| number.value);
+    let said = (read(said_width), read(said_height));
+    if said == (Some(width), Some(height)) {
+        return true;
+    }
+    let in_words = |text: &Option<String>| text.as_deref().map_or("nothing".to_string(), printable);
+    let words = format!("{} x {}", in_words(said_width), in_words(said_height));
+    if turned && width != height && said == (Some(height), Some(width)) {
+        findings.push(Finding::picture_skipped(
+            &labelled.labels,
+            format!(
+                "the size is given as {words}, which is the size of `{}` as EXIF turns it (orientation {}); its pixels are \
+                 stored as {width} x {height}, where the boxes would be wrong: save the picture upright without EXIF and label \
+                 it again",
+                shown(&labelled.picture),
+                looked.orientation
+            ),
+        ));
+        return false;
+    }
+    let remark = if turned {
+        format!("; EXIF turns the picture (orientation {}), so look whether the boxes fit its stored pixels", looked.orientation)
+    } else {
+        String::new()
+    };
+    if said_width.is_none() && said_height.is_none() {
+        findings.push(Finding::note(
+            &labelled.labels,
+            format!("no size is given; the picture's {width} x {height} is used{remark}"),
+        ));
+    } else {
+        findings.push(Finding::kept(
+            &labelled.labels,
+            format!(
+                "the size is given as {words}, and `{}` is {width} x {height}, which is used; correct the size and look whether \
+                 the boxes fit{remark}",
+                shown(&labelled.picture)
+            ),
+        ));
+    }
+    true
+}
+
+/// One object against its picture.
+fn check_object(
+    labels: &Path,
+    label: &str,
+    object: &voc::Object,
+    looked: &Looked,
+    findings: &mut Vec<Finding>,
+) -> Result<Object, Box<Finding>> {
+    let skip = |text: String| Box::new(Finding::object_skipped(labels, label, text));
+    let Some(class) = object.name.as_deref().map(str::trim).filter(|name| !name.is_empty()) else {
+        return Err(skip("it has no class name; name it in labelImg".to_string()));
+    };
+    let Some(corners) = &object.corners else {
+        return Err(skip("it has no <bndbox>; draw its box in labelImg".to_string()));
+    };
+    let texts = [
+        ("ymin", &corners.ymin),
+        ("xmin", &corners.xmin),
+        ("ymax", &corners.ymax),
+        ("xmax", &corners.xmax),
+    ];
+    let mut values = [0.0; 4];
+    let mut odd = Vec::new();
+    for (value, (name, text)) in values.iter_mut().zip(texts) {
+        let Some(text) = text else {
+            return Err(skip(format!("its box has no {name}; draw it again in labelImg")));
+        };
+        let Some(number) = number::read(text) else {
+            return Err(skip(format!("{name} `{}` is not a number; correct it or draw the box again", printable(text))));
+        };
+        // A negative whole number is written as it should be, wherever it lies.
+        if !number.plain && !(number.value.fract() == 0.0 && number.value.to_string() == *text) {
+            odd.push(match number.value.to_string() == *text {
+                true => format!("{name} {text}"),
+                false => format!("{name} `{}` as {}", printable(text), number.value),
+            });
+        }
+        *value = number.value;
+    }
+    let [ymin, xmin, ymax, xmax] = values;
+    for (low, high, names) in [(xmin, xmax, ["xmin", "xmax", "left of"]), (ymin, ymax, ["ymin", "ymax", "above"])] {
+        let [low_name, high_name, side] = names;
+        if low > high {
+            return Err(skip(format!(
+                "{low_name} {low} is not {side} {high_name} {high}: the box is reversed; fix the box in labelImg"
+            )));
+        }
+        if low == high {
+            return Err(skip(format!("{low_name} and {high_name} are both {low}: the box has no area; draw it again")));
+        }
+    }
+    let limits = [f64::from(looked.height), f64::from(looked.width)];
+    let mut clipped = Vec::new();
+    for (i, (name, _)) in texts.iter().enumerate() {
+        let limit = limits[i % 2];
+        let inside = values[i].clamp(0.0, limit);
+        let overhang = (values[i] - inside).abs();
+        if overhang > OVERHANG {
+            return Err(skip(format!(
+                "{name} {} is {overhang} px outside the picture, which is {} x {}; fix the box in labelImg",
+                values[i], looked.width, looked.height
+            )));
+        }
+        if overhang > 0.0 {
+            clipped.push(format!("{name} {} to {inside}", values[i]));
+            values[i] = inside;
+        }
+    }
+    if values[0] >= values[2] || values[1] >= values[3] {
+        return Err(skip(format!(
+            "the box lies wholly outside the picture, which is {} x {}; fix the box in labelImg",
+            looked.width, looked.height
+        )));
+    }
+    if !odd.is_empty() {
+        let text = format!("not written as whole numbers: {}; the record has them as read, the CSV rounded", odd.join(", "));
+        findings.push(Finding::note(labels, text).of(label));
+    }
+    if !clipped.is_empty() {
+        findings.push(Finding::note(labels, format!("clipped to the picture: {}", clipped.join(", "))).of(label));
+    }
+    Ok(Object {
+        label: label.to_string(),
+        class: class.to_string(),
+        id: 0,
+        box_px: values,
+        pose: object.pose.clone().unwrap_or_else(|| "Unspecified".to_string()),
+        truncated: object.truncated,
+        difficult: object.difficult,
+    })
+}
+
+/// How a format is written in messages.
+fn format_name(format: Format) -> &'static str {
+    match format {
+        Format::Jpeg => "JPEG",
+        Format::Png => "PNG",
+        Format::Gif => "GIF",
+        Format::Bmp => "BMP",
+        Format::WebP => "WebP",
+    }
+}
+
+/// The classes of all objects, sorted.
+pub fn classes(pictures: &[Picture]) -> Vec<String> {
+    let mut names: BTreeMap<&str, ()> = BTreeMap::new();
+    for object in pictures.iter().flat_map(|picture| &picture.objects) {
+        names.insert(&object.class, ());
+    }
+    names.into_keys().map(str::to_string).collect()
+}
+
+/// Gives every object its class's id; leaves out those that have none, or one above `max_id`.
+pub fn assign_classes(pictures: &mut [Picture], map: &LabelMap, max_id: u32) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut known: HashMap<String, Result<u32, String>> = HashMap::new();
+    for picture in pictures {
+        let labels = &picture.labels;
+        let before = picture.objects.len();
+        picture.objects.retain_mut(|object| {
+            let id = known.entry(object.class.clone()).or_insert_with_key(|class| match map.id_of(class) {
+                Some(id) if id > max_id => Err(format!(
+                    "class `{}` has id {id} in the label map, above --max_num_classes {max_id}; raise the flag or lower the id",
+                    printable(class)
+                )),
+                Some(id) => Ok(id),
+                None => Err(match map.nearest(class) {
+                    Some(near) => format!(
+                        "class `{}` is not in the label map; the nearest there is `{near}`: rename the label or add the class",
+                        printable(class)
+                    ),
+                    None => format!("class `{}` is not in the label map; rename the label or add the class", printable(class)),
+                }),
+            });
+            match id {
+                Ok(id) => {
+                    object.id = *id;
+                    // A label may be a display name; from here on the class has its own.
+                    if let Some(name) = map.name_of(*id) {
+                        object.class = name.to_string();
+                    }
+                    true
+                }
+                Err(text) => {
+                    findings.push(Finding::object_skipped(labels, &object.label, text.clone()));
+                    false
+                }
+            }
+        });
+        picture.skipped += before - picture.objects.len();
+    }
+    findings
+}
+
+/// Leaves out pictures whose objects were all left out: as negatives they would teach that what is on them is background.
+pub fn drop_emptied(pictures: &mut Vec<Picture>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    pictures.retain(|picture| {
+        let emptied = picture.objects.is_empty() && picture.skipped > 0;
+        if emptied {
+            findings.push(Finding::picture_skipped(
+                &picture.labels,
+                format!(
+                    "none of its {} objects can be used, so `{}` is not used either",
+                    picture.skipped,
+                    shown(&picture.path)
+                ),
+            ));
+        }
+        !emptied
+    });
+    findings
+}
+
+/// Pictures with the same bytes, as indices; each group has at least two.
+pub fn same_bytes(pictures: &[Picture]) -> Vec<Vec<usize>> {
+    let mut by_hash: HashMap<[u8; 32], Vec<usize>> = HashMap::new();
+    for (i, picture) in pictures.iter().enumerate() {
+        by_hash.entry(picture.looked.sha256).or_default().push(i);
+    }
+    let mut groups: Vec<Vec<usize>> = by_hash.into_values().filter(|group| group.len() > 1).collect();
+    groups.sort();
+    groups
+}
+
+/// Says which pictures have the same bytes, above all where they are on both sides of a split that the user gave.
+pub fn duplicates(pictures: &[Picture], sides: &[Side], groups: &[Vec<usize>]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for group in groups {
+        let first = &pictures[group[0]];
+        for &member in &group[1..] {
+            let other = &pictures[member];
+            let text = match (sides[member] == sides[group[0]], other.path == first.path) {
+                (true, true) => format!("`{}` is listed under two names; remove one", shown(&other.path)),
+                (true, false) => {
+                    let boxes = |picture: &Picture| -> Vec<_> {
+                        let mut boxes: Vec<_> = picture.objects.iter().map(|o| (o.box_px.map(f64::to_bits), o.id)).collect();
+                        boxes.sort_unstable();
+                        boxes
+                    };
+                    format!(
+                        "the same picture, byte for byte, as `{}`{}; both are used, on one side of the split: remove one",
+                        shown(&first.path),
+                        if boxes(first) == boxes(other) { "" } else { ", labelled differently" }
+                    )
+                }
+                (false, true) => format!(
+                    "it is in both `{}` and `{}`, so evaluation sees what training saw; keep it in one",
+                    shown(&first.labels),
+                    shown(&other.labels)
+                ),
+                (false, false) => format!(
+                    "the same picture, byte for byte, as `{}`, and one is in `{}`, the other in `{}`, so evaluation sees what \
+                     training saw; keep it in one",
+                    shown(&first.path),
+                    shown(&first.labels),
+                    shown(&other.labels)
+                ),
+            };
+            findings.push(Finding::kept(&other.path, text));
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn looked(width: u32, height: u32, orientation: u8) -> Looked {
+        Looked { format: Format::Jpeg, width, height, orientation, bytes: 1, sha256: [0; 32], crc32c: 0 }
+    }
+
+    fn object(class: &str, [xmin, ymin, xmax, ymax]: [&str; 4]) -> voc::Object {
+        let text = |text: &str| (!text.is_empty()).then(|| text.to_string());
+        let corners = voc::Corners { xmin: text(xmin), ymin: text(ymin), xmax: text(xmax), ymax: text(ymax) };
+        voc::Object { name: text(class), corners: Some(corners), ..voc::Object::default() }
+    }
+
+    /// The box of an object on a picture of 100 x 50, or what is said of it; and the notes.
+    fn checked(corners: [&str; 4]) -> (Result<[f64; 4], String>, String) {
+        let mut notes = Vec::new();
+        let result = check_object(Path::new("a.xml"), "object 1", &object("cat", corners), &looked(100, 50, 1), &mut notes);
+        let notes: Vec<String> = notes.iter().map(ToString::to_string).collect();
+        (result.map(|object| object.box_px).map_err(|finding| finding.to_string()), notes.join("\n"))
+    }
+
+    #[test]
+    fn a_plain_box_needs_no_word() {
+        assert_eq!(checked(["1", "2", "100", "50"]), (Ok([2.0, 1.0, 50.0, 100.0]), String::new()));
+        assert_eq!(checked(["0", "0", "100", "50"]).0, Ok([0.0, 0.0, 50.0, 100.0]));
+    }
+
+    #[test]
+    fn boxes_that_overhang_by_a_pixel_are_clipped_and_noted() {
+        let (result, notes) = checked(["-1", "0", "101", "50.5"]);
+        assert_eq!(result, Ok([0.0, 0.0, 50.0, 100.0]));
+        assert!(notes.contains("xmin -1 to 0") && notes.contains("xmax 101 to 100") && notes.contains("ymax 50.5 to 50"));
+    }
+
+    #[test]
+    fn readable_numbers_are_kept_with_a_note() {
+        let (result, notes) = checked([" 12.0 ", "[3]", "45.25", "1e1"]);
+        assert_eq!(result, Ok([3.0, 12.0, 10.0, 45.25]));
+        for part in ["object 1", "xmin ` 12.0 ` as 12", "ymin `[3]` as 3", "xmax 45.25", "ymax `1e1` as 10"] {
+            assert!(notes.contains(part), "{notes}");
+        }
+    }
+
+    #[test]
+    fn faulty_boxes_are_named_and_skipped() {
+        for (corners, wanted) in [
+            (["41", "2", "9", "20"], "xmin 41 is not left of xmax 9"),
+            (["1", "20", "9", "2"], "ymin 20 is not above ymax 2"),
+            (["9", "2", "9", "20"], "no area"),
+            (["1", "2", "103", "20"], "xmax 103 is 3 px outside"),
+            (["-2", "2", "10", "20"], "xmin -2 is 2 px outside"),
+            (["100", "2", "101", "20"], "wholly outside"),
+            (["nan", "2", "9", "20"], "xmin `nan` is not a number"),
+            (["1", "inf", "9", "20"], "ymin `inf` is not a number"),
+            (["1", "12,5", "9", "20"], "ymin `12,5` is not a number"),
+            (["", "2", "9", "20"], "no xmin"),
+        ] {
+            let (result, _) = checked(corners);
+            let said = result.unwrap_err();
+            assert!(said.starts_with("`a.xml`: object 1: ") && said.contains(wanted), "{said}");
+            assert!(said.ends_with("(object skipped)"), "{said}");
+        }
+    }
+
+    #[test]
+    fn objects_without_class_or_box_are_named() {
+        let mut notes = Vec::new();
+        let mut say = |object| {
+            check_object(Path::new("a.xml"), "object 3", &object, &looked(9, 9, 1), &mut notes).unwrap_err().to_string()
+        };
+        assert!(say(object("", ["1", "1", "2", "2"])).contains("no class name"));
+        assert!(say(object("  ", ["1", "1", "2", "2"])).contains("no class name"));
+        assert!(say(voc::Object { name: Some("cat".into()), ..Default::default() }).contains("no <bndbox>"));
+    }
+
+    fn sized(said: [Option<&str>; 2], looked: &Looked) -> (bool, String) {
+        let labelled = Labelled {
+            labels: "a.xml".into(),
+            picture: "a.jpg".into(),
+            name: "a.jpg".into(),
+            size: said.map(|text| text.map(str::to_string)),
+            objects: vec![],
+        };
+        let mut findings = Vec::new();
+        let used = check_size(&labelled, looked, &mut findings);
+        (used, findings.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn the_picture_wins_over_the_size_in_the_labels() {
+        let picture = looked(640, 480, 1);
+        assert_eq!(sized([Some("640"), Some("480")], &picture), (true, String::new()));
+        for said in [["0", "0"], ["480", "640"], ["x", "480"], ["1280", "960"]] {
+            let (used, text) = sized(said.map(Some), &picture);
+            assert!(used && text.contains("640 x 480") && text.contains(said[0]) && text.contains("(kept)"), "{text}");
+        }
+        let (used, text) = sized([None, None], &picture);
+        assert!(used && text.contains("no size") && !text.contains("(kept)"), "{text}");
+    }
+
+    #[test]
+    fn a_swapped_size_on_a_turned_picture_skips_it_and_the_stored_size_does_not() {
+        let picture = looked(640, 480, 6);
+        assert_eq!(sized([Some("640"), Some("480")], &picture), (true, String::new()));
+        let (used, text) = sized([Some("480"), Some("640")], &picture);
+        assert!(!used && text.contains("orientation 6") && text.contains("(picture skipped)"), "{text}");
+        assert!(sized([Some("0"), Some("0")], &picture).1.contains("orientation 6"));
+    }
+
+    fn picture(objects: &[&str], hash: u8) -> Picture {
+        let objects = objects.iter().enumerate().map(|(i, class)| Object {
+            label: format!("object {}", i + 1),
+            class: class.to_string(),
+            id: 0,
+            box_px: [0.0, 0.0, 1.0, 1.0],
+            pose: String::new(),
+            truncated: false,
+            difficult: false,
+        });
+        Picture {
+            labels: "a.xml".into(),
+            path: "a.jpg".into(),
+            name: "a.jpg".into(),
+            looked: Looked { sha256: [hash; 32], ..looked(9, 9, 1) },
+            objects: objects.collect(),
+            skipped: 0,
+        }
+    }
+
+    #[test]
+    fn unknown_classes_are_named_with_the_nearest_and_emptied_pictures_dropped() {
+        let map = LabelMap::from_names(["Fire", "smoke"]);
+        let mut pictures = vec![picture(&["Fire", "fire"], 0), picture(&["smok"], 1), picture(&[], 2)];
+        let said: Vec<String> = assign_classes(&mut pictures, &map, 90).iter().map(ToString::to_string).collect();
+        assert_eq!(said.len(), 2);
+        assert!(said[0].contains("object 2") && said[0].contains("`fire`") && said[0].contains("`Fire`"), "{said:?}");
+        assert!(said[1].contains("`smoke`"), "{said:?}");
+        assert_eq!(pictures[0].objects[0].id, 1);
+        assert_eq!(drop_emptied(&mut pictures).len(), 1);
+        assert_eq!(pictures.iter().map(|p| p.objects.len()).collect::<Vec<_>>(), [1, 0]);
+    }
+
+    #[test]
+    fn ids_above_the_limit_are_named() {
+        let map = LabelMap::from_names(["a", "b"]);
+        let mut pictures = vec![picture(&["a", "b"], 0)];
+        let said = assign_classes(&mut pictures, &map, 1);
+        assert!(said.len() == 1 && said[0].text.contains("--max_num_classes 1"), "{said:?}");
+    }
+
+    #[test]
+    fn pictures_of_the_same_bytes_are_grouped() {
+        let pictures = [picture(&[], 7), picture(&[], 1), picture(&[], 7)];
+        assert_eq!(same_bytes(&pictures), [vec![0, 2]]);
+    }
+}

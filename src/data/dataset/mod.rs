@@ -1,0 +1,11 @@
+//! A folder of labelled pictures: found, paired, checked, split and written as records.
+
+pub mod check;
+pub mod finding;
+pub mod number;
+pub mod pairing;
+pub mod picture;
+pub mod summary;
+pub mod table;
+pub mod walk;
+pub mod write;

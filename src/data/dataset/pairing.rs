@@ -1,0 +1,423 @@
+//! Which picture belongs to which label file.
+//!
+//! A label file asks for pictures in its order of preference; a picture that several ask for goes to the one that it fits
+//! best, and the others ask for their next (Gale and Shapley's deferred acceptance).
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use crate::data::dataset::finding::{Finding, printable, shown};
+use crate::data::dataset::walk::{Tree, composed, file_name, last_part, stem};
+use crate::formats::voc::Annotation;
+
+/// What a label file says of its picture's name and place.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// The label file.
+    pub labels: PathBuf,
+    /// Its `<folder>`.
+    pub folder: Option<String>,
+    /// Its `<filename>`'s last part.
+    pub filename: Option<String>,
+    /// Its `<path>`.
+    pub path: Option<String>,
+}
+
+impl Wanted {
+    /// From what an XML file says.
+    pub fn of(labels: &Path, annotation: &Annotation) -> Self {
+        let filename = annotation.filename.as_deref().map(|name| last_part(name).to_string());
+        Self {
+            labels: labels.to_path_buf(),
+            folder: annotation.folder.clone(),
+            filename: filename.filter(|name| !name.is_empty()),
+            path: annotation.path.clone(),
+        }
+    }
+}
+
+/// How a picture was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// By the label file's own name.
+    Own,
+    /// By `<filename>`.
+    Filename,
+    /// By the last part of `<path>`.
+    Path,
+}
+
+impl Way {
+    fn words(self) -> &'static str {
+        match self {
+            Way::Own => "the XML's own name",
+            Way::Filename => "<filename>",
+            Way::Path => "the last part of <path>",
+        }
+    }
+}
+
+/// How well a picture fits a label file: smaller is better.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Fit {
+    way: Way,
+    /// Folders to go up and down from one to the other, less what the ends of their paths share.
+    distance: isize,
+    /// 0 if the name is the very one, 1 with another extension, 2 with other letters' case.
+    name: u8,
+    /// Folders that the end of `<path>` and the picture's path share, and whether `<folder>` names its folder, as negatives.
+    hints: isize,
+}
+
+#[derive(Debug, Clone)]
+struct Candidate {
+    picture: usize,
+    fit: Fit,
+    /// Pictures that fit exactly as well.
+    rivals: Vec<usize>,
+}
+
+/// The index in `tree.pictures` for each label file, or `None`, with what there is to say.
+pub fn pair(tree: &Tree, wanted: &[Wanted]) -> (Vec<Option<usize>>, Vec<Finding>) {
+    let choices: Vec<Vec<Candidate>> = wanted.iter().map(|wanted| of_xml(tree, wanted)).collect();
+    let mut next = vec![0; wanted.len()];
+    // Who has each picture for now.
+    let mut holder: HashMap<usize, usize> = HashMap::new();
+    let mut asking: Vec<usize> = (0..wanted.len()).rev().collect();
+    while let Some(asker) = asking.pop() {
+        let Some(candidate) = choices[asker].get(next[asker]) else { continue };
+        let rank = |who: usize| (&choices[who][next[who]].fit, &wanted[who].labels);
+        match holder.get(&candidate.picture).copied() {
+            Some(other) if rank(other).cmp(&rank(asker)) == Ordering::Less => {
+                next[asker] += 1;
+                asking.push(asker);
+            }
+            before => {
+                holder.insert(candidate.picture, asker);
+                if let Some(other) = before {
+                    next[other] += 1;
+                    asking.push(other);
+                }
+            }
+        }
+    }
+    let mut pairs = vec![None; wanted.len()];
+    let mut findings = Vec::new();
+    for (i, wants) in wanted.iter().enumerate() {
+        match choices[i].get(next[i]) {
+            Some(candidate) => pairs[i] = accept(tree, wants, candidate, &mut findings),
+            None => {
+                let taken = choices[i].first().and_then(|candidate| {
+                    let other = holder.get(&candidate.picture)?;
+                    Some((&tree.pictures[candidate.picture], &wanted[*other].labels))
+                });
+                findings.push(missing(tree, wants, taken));
+            }
+        }
+    }
+    (pairs, findings)
+}
+
+/// The picture, if it is clear which it is; says so if it has another name than the XML gives.
+fn accept(tree: &Tree, wanted: &Wanted, candidate: &Candidate, findings: &mut Vec<Finding>) -> Option<usize> {
+    let picture = &tree.pictures[candidate.picture];
+    if let Some(&rival) = candidate.rivals.first() {
+        let rival = &tree.pictures[rival];
+        if !candidate.rivals.iter().all(|&rival| same_bytes(picture, &tree.pictures[rival])) {
+            findings.push(Finding::picture_skipped(
+                &wanted.labels,
+                format!(
+                    "two pictures fit equally well, `{}` and `{}`; put the right one beside the XML",
+                    shown(picture),
+                    shown(rival)
+                ),
+            ));
+            return None;
+        }
+    }
+    let name = file_name(picture);
+    match &wanted.filename {
+        Some(filename) if composed(filename) == composed(&name) => {}
+        Some(filename) => findings.push(Finding::note(
+            &wanted.labels,
+            format!(
+                "<filename> says `{}`; `{}` is used, found by {}",
+                printable(filename),
+                shown(picture),
+                candidate.fit.way.words()
+            ),
+        )),
+        None => findings.push(Finding::note(
+            &wanted.labels,
+            format!("there is no <filename>; `{}` is used, found by {}", shown(picture), candidate.fit.way.words()),
+        )),
+    }
+    Some(candidate.picture)
+}
+
+fn missing(tree: &Tree, wanted: &Wanted, taken: Option<(&PathBuf, &PathBuf)>) -> Finding {
+    if let Some((picture, owner)) = taken {
+        return Finding::picture_skipped(
+            &wanted.labels,
+            format!(
+                "its picture `{}` is already labelled by `{}`, which fits it better, and there is no other; remove one of \
+                 the two XML files, or put the missing picture there",
+                shown(picture),
+                shown(owner)
+            ),
+        );
+    }
+    let mut looked = vec![format!("`{}.*` (the XML's own name)", stem(&file_name(&wanted.labels)))];
+    if let Some(filename) = &wanted.filename {
+        looked.push(format!("<filename> `{}`", printable(filename)));
+    }
+    if let Some(path) = &wanted.path {
+        looked.push(format!("<path>'s `{}`", printable(last_part(path))));
+    }
+    Finding::picture_skipped(
+        &wanted.labels,
+        format!(
+            "no picture: {} {} below `{}`; put the picture there or remove the XML",
+            looked.join(", "),
+            if looked.len() == 1 { "is not" } else { "are not" },
+            shown(&tree.root)
+        ),
+    )
+}
+
+/// The picture that a CSV file means by `filename`: a path below the input folder, or else a name anywhere in it.
+///
+/// # Errors
+/// What is wrong and what to do, if there is none or it is not clear which.
+pub fn by_filename(tree: &Tree, filename: &str) -> Result<(usize, Option<String>), String> {
+    let below = tree.root.join(filename.replace('\\', "/"));
+    if let Ok(picture) = tree.pictures.binary_search(&below) {
+        return Ok((picture, None));
+    }
+    let wanted = Wanted {
+        // As if it stood in the input folder itself.
+        labels: tree.root.join("."),
+        folder: None,
+        filename: Some(last_part(filename).to_string()),
+        path: Some(filename.to_string()),
+    };
+    let found = candidates(tree, &wanted, &[(Way::Filename, last_part(filename))]);
+    let Some(candidate) = found.first() else {
+        return Err(format!(
+            "there is no picture `{}` below `{}`; put it there or remove the line",
+            printable(filename),
+            shown(&tree.root)
+        ));
+    };
+    let picture = &tree.pictures[candidate.picture];
+    if let Some(&rival) = candidate.rivals.iter().find(|&&rival| !same_bytes(picture, &tree.pictures[rival])) {
+        return Err(format!(
+            "`{}` and `{}` fit equally well; write the path below `{}` in the CSV",
+            shown(picture),
+            shown(&tree.pictures[rival]),
+            shown(&tree.root)
+        ));
+    }
+    let same = composed(&file_name(picture)) == composed(last_part(filename));
+    let note = (!same).then(|| format!("the filename is `{}`; `{}` is used", printable(filename), shown(picture)));
+    Ok((candidate.picture, note))
+}
+
+/// The pictures that a label file may mean, the best first, each once.
+fn of_xml(tree: &Tree, wanted: &Wanted) -> Vec<Candidate> {
+    let own = stem(&file_name(&wanted.labels));
+    let mut ways = vec![(Way::Own, own.as_str())];
+    ways.extend(wanted.filename.as_deref().map(|name| (Way::Filename, name)));
+    ways.extend(wanted.path.as_deref().map(|path| (Way::Path, last_part(path))));
+    candidates(tree, wanted, &ways)
+}
+
+fn candidates(tree: &Tree, wanted: &Wanted, ways: &[(Way, &str)]) -> Vec<Candidate> {
+    let mut found: Vec<Candidate> = Vec::new();
+    for &(way, name) in ways {
+        // `a.jpg` means `a.jpg`, and `a.png` if there is no such; the XML's own name has no extension to take off.
+        let bare = if way == Way::Own { name.to_string() } else { stem(name) };
+        let mut step: Vec<Candidate> = Vec::new();
+        for &picture in tree.named(name).iter().chain(tree.named(&bare)) {
+            let known = found.iter().chain(&step).any(|candidate| candidate.picture == picture);
+            if !known {
+                let fit = fit(tree, wanted, way, name, picture);
+                step.push(Candidate { picture, fit, rivals: Vec::new() });
+            }
+        }
+        step.sort_by(|a, b| a.fit.cmp(&b.fit).then(a.picture.cmp(&b.picture)));
+        for i in 0..step.len() {
+            let rivals = step.iter().enumerate().filter(|(j, other)| *j != i && other.fit == step[i].fit);
+            step[i].rivals = rivals.map(|(_, other)| other.picture).collect();
+        }
+        found.append(&mut step);
+    }
+    found
+}
+
+fn fit(tree: &Tree, wanted: &Wanted, way: Way, name: &str, picture: usize) -> Fit {
+    let path = &tree.pictures[picture];
+    let here = file_name(path);
+    let (here, name) = (composed(&here), composed(name));
+    let said = wanted.filename.as_deref().map(composed).unwrap_or_default();
+    let name = if here == name || here == said {
+        0
+    } else if stem(&here) == name || stem(&here) == stem(&name) {
+        1
+    } else {
+        2
+    };
+    Fit { way, distance: distance(&wanted.labels, path), name, hints: -hints(wanted, path) }
+}
+
+/// Folders between two files: those to go up and down, less those that the ends of the two paths share.
+///
+/// So `annotations/train/a.xml` is nearer to `images/train/a.jpg` than to `images/test/a.jpg`.
+fn distance(a: &Path, b: &Path) -> isize {
+    let folders = |path: &Path| -> Vec<String> {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        folder.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect()
+    };
+    let (a, b) = (folders(a), folders(b));
+    let above = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+    let (a, b) = (&a[above..], &b[above..]);
+    let shared = a.iter().rev().zip(b.iter().rev()).take_while(|(a, b)| a == b).count();
+    (a.len() + b.len() - 2 * shared) as isize
+}
+
+fn hints(wanted: &Wanted, picture: &Path) -> isize {
+    let folder = picture.parent().unwrap_or(Path::new(""));
+    let parts: Vec<String> = folder.components().rev().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
+    let said = wanted.path.as_deref().unwrap_or_default();
+    let shared = said.rsplit(['/', '\\']).skip(1).zip(&parts).take_while(|(a, b)| composed(a) == composed(b)).count();
+    let named = wanted.folder.as_deref().is_some_and(|name| parts.first().is_some_and(|part| composed(part) == composed(name)));
+    2 * shared as isize + isize::from(named)
+}
+
+/// Only asked of pictures between which nothing else decides.
+pub fn same_bytes(a: &Path, b: &Path) -> bool {
+    let length = |path: &Path| std::fs::metadata(path).map(|meta| meta.len()).ok();
+    length(a).is_some()
+        && length(a) == length(b)
+        && matches!((std::fs::read(a), std::fs::read(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// Writes empty files, pairs, and gives `label -> picture` with what was said.
+    fn paired(files: &[&str], wants: &[(&str, Option<&str>, Option<&str>)]) -> (Vec<Option<String>>, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        for name in files {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, name).unwrap();
+        }
+        let tree = Tree::walk(root).unwrap();
+        let wanted: Vec<Wanted> = wants
+            .iter()
+            .map(|(labels, filename, path)| {
+                let annotation = Annotation {
+                    filename: filename.map(str::to_string),
+                    path: path.map(str::to_string),
+                    ..Annotation::default()
+                };
+                Wanted::of(&root.join(labels), &annotation)
+            })
+            .collect();
+        let (pairs, findings) = pair(&tree, &wanted);
+        let relative = |i: usize| tree.pictures[i].strip_prefix(root).unwrap().display().to_string();
+        let said: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        (pairs.into_iter().map(|pair| pair.map(relative)).collect(), said.join("\n"))
+    }
+
+    fn one(files: &[&str], want: (&str, Option<&str>, Option<&str>)) -> (Option<String>, String) {
+        let (mut pairs, said) = paired(files, &[want]);
+        (pairs.remove(0), said)
+    }
+
+    #[test]
+    fn a_plain_pair_needs_no_word() {
+        assert_eq!(one(&["a.jpg", "b.jpg"], ("a.xml", Some("a.jpg"), None)), (Some("a.jpg".into()), String::new()));
+    }
+
+    #[test]
+    fn the_own_name_comes_before_filename_before_path() {
+        let all = ["own.png", "file.jpg", "path.jpg"];
+        let want = ("own.xml", Some("file.jpg"), Some(r"C:\x\path.jpg"));
+        let (picture, said) = one(&all, want);
+        assert_eq!(picture.as_deref(), Some("own.png"));
+        assert!(said.contains("`file.jpg`") && said.contains("the XML's own name"), "{said}");
+        assert_eq!(one(&all[1..], want).0.as_deref(), Some("file.jpg"));
+        let (picture, said) = one(&all[2..], want);
+        assert_eq!(picture.as_deref(), Some("path.jpg"));
+        assert!(said.contains("<path>"), "{said}");
+    }
+
+    #[test]
+    fn other_extensions_and_cases_and_missing_ones_are_found() {
+        for (file, filename) in [
+            ("a.jpg", "a"),
+            ("a.JPG", "a.jpg"),
+            ("A.jpg", "a.jpg"),
+            ("a.png", "a.jpg"),
+            ("a.mp4#t=1.jpg", "a.mp4#t=1"),
+            ("b c.jpeg", "b c.jpg"),
+        ] {
+            let (picture, said) = one(&[file], ("other.xml", Some(filename), None));
+            assert_eq!(picture.as_deref(), Some(file), "{filename}");
+            assert!(said.contains(file), "{said}");
+        }
+    }
+
+    #[test]
+    fn the_same_name_in_two_folders_pairs_with_the_nearest() {
+        let files = ["train/a.jpg", "test/a.jpg", "a.jpg"];
+        let wants = [
+            ("train/a.xml", Some("a.jpg"), None),
+            ("test/a.xml", Some("a.jpg"), None),
+            ("a.xml", Some("a.jpg"), None),
+        ];
+        let (pairs, said) = paired(&files, &wants);
+        assert_eq!(pairs, files.map(|f| Some(f.to_string())));
+        assert_eq!(said, "");
+        let files = ["images/train/a.jpg", "images/test/a.jpg"];
+        let (picture, _) = one(&files, ("annotations/test/a.xml", Some("a.jpg"), None));
+        assert_eq!(picture.as_deref(), Some("images/test/a.jpg"));
+    }
+
+    #[test]
+    fn a_picture_goes_to_the_label_file_that_it_fits_best() {
+        // b.xml was copied from a.xml and its own picture is gone.
+        let (pairs, said) = paired(&["a.jpg"], &[("b.xml", Some("a.jpg"), None), ("a.xml", Some("a.jpg"), None)]);
+        assert_eq!(pairs, [None, Some("a.jpg".to_string())]);
+        assert!(said.contains("b.xml") && said.contains("already labelled by") && said.contains("a.xml"), "{said}");
+        // train/001.xml labels cat.jpg; the other folder's 001.jpg belongs to its own XML.
+        let (pairs, _) = paired(
+            &["test/001.jpg", "train/cat.jpg"],
+            &[("train/001.xml", Some("cat.jpg"), None), ("test/001.xml", Some("001.jpg"), None)],
+        );
+        assert_eq!(pairs, [Some("train/cat.jpg".to_string()), Some("test/001.jpg".to_string())]);
+    }
+
+    #[test]
+    fn equal_rivals_are_refused_unless_a_hint_decides() {
+        let files = ["x/a.jpg", "y/a.jpg"];
+        let (picture, said) = one(&files, ("labels/a.xml", Some("a.jpg"), None));
+        assert_eq!(picture, None);
+        assert!(said.contains("equally well"), "{said}");
+        let (picture, _) = one(&files, ("labels/a.xml", Some("a.jpg"), Some(r"D:\data\y\a.jpg")));
+        assert_eq!(picture.as_deref(), Some("y/a.jpg"));
+    }
+
+    #[test]
+    fn a_missing_picture_names_all_that_was_looked_for() {
+        let (picture, said) = one(&["z.jpg"], ("a.xml", Some("b.jpg"), Some(r"C:\c.jpg")));
+        assert_eq!(picture, None);
+        assert!(["`a.*`", "`b.jpg`", "`c.jpg`", "put the picture there"].iter().all(|part| said.contains(part)), "{said}");
+    }
+}

@@ -1,0 +1,293 @@
+//! One picture file read once: what it is, whether it is whole, and its checksums.
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+
+use crate::data::image::{self, Format, RgbImage};
+use crate::data::jpeg;
+
+/// How far a picture is looked into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Depth {
+    /// Decode every pixel: finds all that would fail in training.
+    Decode,
+    /// Read headers, and follow markers and chunks to the end of the file: finds truncation, at about the disk's speed.
+    Structure,
+}
+
+/// Larger files are no photographs, and a record has to fit in memory several times over.
+const LARGEST_FILE: u64 = 512 << 20;
+/// TensorFlow refuses 2^29 samples (three a pixel) or more: tensorflow/core/kernels/image/decode_image_op.cc.
+const MOST_PIXELS: u64 = (1 << 29) / 3;
+
+/// What a picture's bytes say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Looked {
+    /// By its bytes, whatever its name.
+    pub format: Format,
+    /// In pixels, as stored.
+    pub width: u32,
+    /// In pixels, as stored.
+    pub height: u32,
+    /// EXIF's orientation: 1 is upright, 2 to 8 are mirrored or turned, of which 5 to 8 swap width and height.
+    pub orientation: u8,
+    /// Of the file.
+    pub bytes: u64,
+    /// Of the file.
+    pub sha256: [u8; 32],
+    /// Of the file; tells whether it changed before it was written.
+    pub crc32c: u32,
+}
+
+/// Reads a whole file into `buffer`, which is kept from file to file.
+///
+/// # Errors
+/// If it cannot be read, is empty, or is too large.
+pub fn read(path: &Path, buffer: &mut Vec<u8>) -> Result<()> {
+    let mut file = File::open(path).context("the picture cannot be opened")?;
+    let length = file.metadata().context("the picture cannot be read")?.len();
+    ensure!(length <= LARGEST_FILE, "the picture file has {length} bytes, more than the {LARGEST_FILE} that are allowed");
+    buffer.clear();
+    buffer.reserve(length as usize + 1);
+    file.by_ref().take(LARGEST_FILE).read_to_end(buffer).context("the picture cannot be read")?;
+    ensure!(!buffer.is_empty(), "the picture file is empty (0 bytes); put the picture there again");
+    Ok(())
+}
+
+/// Checks a picture's bytes.
+///
+/// # Errors
+/// If they are no picture that can be used, with what to do.
+pub fn look(bytes: &[u8], depth: Depth) -> Result<Looked> {
+    let Some(format) = image::sniff(bytes) else {
+        bail!("the bytes are {}, which cannot be used; convert it to JPEG or PNG", foreign(bytes));
+    };
+    let (width, height) = image::size(bytes)?;
+    ensure!(
+        width as u64 * (height as u64) < MOST_PIXELS,
+        "the picture has {width} x {height} pixels, more than TensorFlow decodes; make it smaller"
+    );
+    if format == Format::Jpeg {
+        check_kind(bytes)?;
+    }
+    image::check_structure(bytes)?;
+    // What is stored as PNG has to be decoded anyway; better to know now that it can be.
+    if depth == Depth::Decode || !stored_as_is(format) {
+        image::decode(bytes)?;
+    }
+    Ok(Looked {
+        format,
+        width: u32::try_from(width)?,
+        height: u32::try_from(height)?,
+        orientation: orientation(bytes, format),
+        bytes: bytes.len() as u64,
+        sha256: Sha256::digest(bytes).into(),
+        crc32c: crc32c::crc32c(bytes),
+    })
+}
+
+/// Whether a picture's bytes go into the record untouched; others are stored as PNG.
+pub fn stored_as_is(format: Format) -> bool {
+    matches!(format, Format::Jpeg | Format::Png)
+}
+
+/// The picture (of an animation: its first frame) as PNG. The same picture always gives the same bytes.
+///
+/// # Errors
+/// If it does not decode.
+pub fn as_png(bytes: &[u8]) -> Result<Vec<u8>> {
+    use ::image::ImageEncoder;
+    let RgbImage { width, height, data } = image::decode(bytes)?;
+    let mut png = Vec::new();
+    ::image::codecs::png::PngEncoder::new(&mut png).write_image(
+        &data,
+        u32::try_from(width)?,
+        u32::try_from(height)?,
+        ::image::ExtendedColorType::Rgb8,
+    )?;
+    Ok(png)
+}
+
+/// The format that a file's extension promises, if it promises one that can be read.
+pub fn promised(path: &Path) -> Option<Format> {
+    match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+        "jpg" | "jpeg" | "jpe" | "jfif" => Some(Format::Jpeg),
+        "png" => Some(Format::Png),
+        "gif" => Some(Format::Gif),
+        "bmp" | "dib" => Some(Format::Bmp),
+        "webp" => Some(Format::WebP),
+        _ => None,
+    }
+}
+
+/// Kinds of JPEG that TensorFlow does not decode.
+fn check_kind(bytes: &[u8]) -> Result<()> {
+    let header = jpeg::header(bytes)?;
+    ensure!(
+        header.precision == 8,
+        "the JPEG has {} bits a sample and only 8 can be used; convert it to an 8-bit JPEG or PNG",
+        header.precision
+    );
+    ensure!(
+        matches!(header.process, 0xC0..=0xC2),
+        "the JPEG is of a rare kind (SOF{}: lossless, hierarchical or arithmetic) that cannot be used; convert it to a baseline JPEG",
+        header.process - 0xC0
+    );
+    ensure!(
+        matches!(header.components, 1 | 3 | 4),
+        "the JPEG has {} channels and only 1, 3 or 4 can be used; convert it to RGB",
+        header.components
+    );
+    Ok(())
+}
+
+/// EXIF's orientation; 1 if there is none or it makes no sense.
+fn orientation(bytes: &[u8], format: Format) -> u8 {
+    if !matches!(format, Format::Jpeg | Format::Png | Format::WebP) {
+        return 1;
+    }
+    // The container is walked for nothing in most pictures; the marker's text is quicker to miss.
+    let head = &bytes[..bytes.len().min(1 << 17)];
+    if format == Format::Jpeg && memchr::memmem::find(head, b"Exif\0").is_none() {
+        return 1;
+    }
+    let read = exif::Reader::new().read_from_container(&mut Cursor::new(bytes));
+    let field = read.ok().and_then(|exif| {
+        exif.get_field(exif::Tag::Orientation, exif::In::PRIMARY).and_then(|field| field.value.get_uint(0))
+    });
+    field.filter(|value| (1..=8).contains(value)).map_or(1, |value| value as u8)
+}
+
+/// What bytes that are no usable picture seem to be.
+fn foreign(bytes: &[u8]) -> &'static str {
+    let at = |offset: usize, mark: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(mark));
+    let text = bytes.trim_ascii_start();
+    match () {
+        () if at(0, b"II*\0") || at(0, b"MM\0*") => "a TIFF picture (or a camera's raw file)",
+        () if at(4, b"ftypheic") || at(4, b"ftypheix") || at(4, b"ftypmif1") || at(4, b"ftypmsf1") => "a HEIC picture",
+        () if at(4, b"ftypavif") => "an AVIF picture",
+        () if at(4, b"ftyp") => "a video",
+        () if at(0, b"\0\0\0\x0cjP  ") || at(0, b"\xff\x4f\xff\x51") => "a JPEG 2000 picture",
+        () if at(0, b"\xff\x0a") || at(0, b"\0\0\0\x0cJXL ") => "a JPEG XL picture",
+        () if at(0, b"8BPS") => "a Photoshop file",
+        () if at(0, b"%PDF") => "a PDF file",
+        () if at(0, b"\0\0\x01\0") => "an icon file",
+        () if at(0, b"PK\x03\x04") => "a ZIP archive",
+        () if at(0, b"version https://git-lfs") => "a Git LFS pointer (fetch the file itself with `git lfs pull`)",
+        () if text.starts_with(b"<svg") => "an SVG drawing",
+        () if text.starts_with(b"<") => "a web page or XML, not a picture",
+        () if bytes.iter().all(|&byte| byte == 0) => "all zero",
+        () => "no picture",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A PNG of `width` by `height` pixels.
+    fn png(width: u32, height: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let picture = ::image::RgbImage::from_fn(width, height, |x, y| ::image::Rgb([x as u8, y as u8, 7]));
+        picture.write_to(&mut Cursor::new(&mut bytes), ::image::ImageFormat::Png).unwrap();
+        bytes
+    }
+
+    fn in_format(format: ::image::ImageFormat) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let picture = ::image::RgbImage::from_fn(9, 5, |x, y| ::image::Rgb([(x * 20) as u8, (y * 20) as u8, 7]));
+        picture.write_to(&mut Cursor::new(&mut bytes), format).unwrap();
+        bytes
+    }
+
+    /// A JPEG with an EXIF segment that gives `orientation`.
+    fn jpeg_turned(orientation: u8) -> Vec<u8> {
+        let plain = in_format(::image::ImageFormat::Jpeg);
+        let mut exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0".to_vec();
+        exif.extend([orientation, 0, 0, 0, 0, 0, 0]);
+        let mut bytes = vec![0xff, 0xd8, 0xff, 0xe1, 0, exif.len() as u8 + 2];
+        bytes.extend(exif);
+        bytes.extend(&plain[2..]);
+        bytes
+    }
+
+    #[test]
+    fn every_format_is_told_by_its_bytes_at_both_depths() {
+        use ::image::ImageFormat as F;
+        for (codec, format) in
+            [(F::Jpeg, Format::Jpeg), (F::Png, Format::Png), (F::Gif, Format::Gif), (F::Bmp, Format::Bmp), (F::WebP, Format::WebP)]
+        {
+            for depth in [Depth::Decode, Depth::Structure] {
+                let looked = look(&in_format(codec), depth).unwrap();
+                assert_eq!((looked.format, looked.width, looked.height, looked.orientation), (format, 9, 5, 1));
+            }
+        }
+    }
+
+    #[test]
+    fn truncation_is_found_at_both_depths() {
+        use ::image::ImageFormat as F;
+        for codec in [F::Jpeg, F::Png, F::Gif, F::Bmp, F::WebP] {
+            let bytes = in_format(codec);
+            for depth in [Depth::Decode, Depth::Structure] {
+                for end in [bytes.len() - 3, bytes.len() * 2 / 3, 20, 1] {
+                    assert!(look(&bytes[..end], depth).is_err(), "{codec:?} cut at {end} of {}", bytes.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn orientation_is_read_from_exif() {
+        assert_eq!(look(&jpeg_turned(6), Depth::Decode).unwrap().orientation, 6);
+        assert_eq!(look(&jpeg_turned(1), Depth::Structure).unwrap().orientation, 1);
+        assert_eq!(look(&jpeg_turned(77), Depth::Structure).unwrap().orientation, 1);
+    }
+
+    #[test]
+    fn twelve_bits_and_lossless_are_named() {
+        let mut bytes = in_format(::image::ImageFormat::Jpeg);
+        let frame = bytes.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
+        bytes[frame + 4] = 12;
+        let said = look(&bytes, Depth::Structure).unwrap_err().to_string();
+        assert!(said.contains("12 bits"), "{said}");
+        bytes[frame + 4] = 8;
+        bytes[frame + 1] = 0xc3;
+        let said = look(&bytes, Depth::Structure).unwrap_err().to_string();
+        assert!(said.contains("SOF3"), "{said}");
+    }
+
+    #[test]
+    fn other_files_are_named() {
+        for (bytes, wanted) in [
+            (&b"II*\0aaaa"[..], "TIFF"),
+            (b"\0\0\0\x18ftypheic", "HEIC"),
+            (b"<!DOCTYPE html>", "web page"),
+            (b"\0\0\0\0\0\0\0\0", "zero"),
+            (b"hello", "no picture"),
+        ] {
+            let said = look(bytes, Depth::Decode).unwrap_err().to_string();
+            assert!(said.contains(wanted) && said.contains("convert"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_picture_of_more_pixels_than_tensorflow_decodes_is_refused_without_decoding_it() {
+        let mut bytes = png(3, 3);
+        bytes[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
+        let said = look(&bytes, Depth::Structure).unwrap_err().to_string();
+        assert!(said.contains("65536 x 65536"), "{said}");
+    }
+
+    #[test]
+    fn what_is_stored_as_png_keeps_its_pixels_and_is_the_same_each_time() {
+        let bmp = in_format(::image::ImageFormat::Bmp);
+        let png = as_png(&bmp).unwrap();
+        assert_eq!(image::decode(&png).unwrap(), image::decode(&bmp).unwrap());
+        assert_eq!(as_png(&bmp).unwrap(), png);
+    }
+}

@@ -1,0 +1,305 @@
+//! The dataset's files, written beside the old ones and put in their place together at the end.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::ProgressBar;
+use prost::Message;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::data::dataset::check::Picture;
+use crate::data::dataset::finding::shown;
+use crate::data::dataset::picture;
+use crate::data::example::LabeledImage;
+use crate::data::image::Format;
+use crate::exit;
+use crate::formats::tfrecord::{self, shard_path};
+
+/// Bytes of pictures that are read ahead of the writer, so that memory does not grow with the dataset.
+const AHEAD: u64 = 32 << 20;
+
+/// Files under temporary names, removed again unless [`Staged::commit`] is reached.
+#[derive(Debug, Default)]
+pub struct Staged {
+    files: Vec<(PathBuf, PathBuf)>,
+    folders: Vec<PathBuf>,
+}
+
+impl Staged {
+    /// Opens a temporary file in the folder of `target`, which it will replace. The folder is made if it is not there.
+    ///
+    /// # Errors
+    /// If the folder or the file cannot be made, or `target` cannot be replaced.
+    pub fn create(&mut self, target: &Path) -> Result<File> {
+        ensure!(!target.is_dir(), "`{}`: is a folder, and a file is to be written there", shown(target));
+        ensure!(
+            self.files.iter().all(|(_, other)| other != target),
+            "`{}`: two outputs have this name; give each its own",
+            shown(target)
+        );
+        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        self.make_folder(folder)?;
+        remove_leftovers(folder, target);
+        let name = temporary_name(target, std::process::id());
+        let temporary = folder.join(name);
+        let file = File::create(&temporary).with_context(|| format!("`{}`: cannot be written", shown(target)))?;
+        self.files.push((temporary, target.to_path_buf()));
+        Ok(file)
+    }
+
+    fn make_folder(&mut self, folder: &Path) -> Result<()> {
+        // Remembered so that a run that fails leaves no empty folders behind.
+        let missing: Vec<PathBuf> =
+            folder.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).map(Path::to_path_buf).collect();
+        fs::create_dir_all(folder).with_context(|| format!("`{}`: the folder cannot be made", shown(folder)))?;
+        self.folders.extend(missing);
+        Ok(())
+    }
+
+    /// Puts every file in its place.
+    ///
+    /// # Errors
+    /// If one cannot be renamed.
+    pub fn commit(mut self) -> Result<()> {
+        for (temporary, target) in self.files.drain(..) {
+            fs::rename(&temporary, &target).with_context(|| format!("`{}`: cannot be replaced", shown(&target)))?;
+        }
+        self.folders.clear();
+        Ok(())
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        for (temporary, _) in &self.files {
+            let _ = fs::remove_file(temporary);
+        }
+        for folder in &self.folders {
+            // Fails, as it should, for a folder with something in it.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+fn temporary_name(target: &Path, process: u32) -> String {
+    let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    format!(".{name}.{process}.tmp")
+}
+
+/// Removes temporary files of `target` that a killed run left behind.
+fn remove_leftovers(folder: &Path, target: &Path) {
+    let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        let process = file
+            .strip_prefix(&format!(".{name}."))
+            .and_then(|rest| rest.strip_suffix(".tmp"))
+            .and_then(|process| process.parse::<u32>().ok());
+        if let Some(process) = process
+            && process != std::process::id()
+            && !Path::new(&format!("/proc/{process}")).exists()
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The names of a record file: itself, or its shards.
+pub fn record_paths(path: &Path, shards: Option<usize>) -> Vec<PathBuf> {
+    match shards {
+        None => vec![path.to_path_buf()],
+        Some(shards) => (0..shards).map(|shard| shard_path(path, shard, shards)).collect(),
+    }
+}
+
+/// Removes what an earlier run wrote of the same record in another number of shards: readers would take it for current.
+pub fn remove_other_shards(path: &Path, kept: &[PathBuf]) {
+    let pattern = format!("{}-?????-of-?????", glob::Pattern::escape(&path.to_string_lossy()));
+    let shards = glob::glob(&pattern).into_iter().flatten().flatten();
+    for old in shards.chain([path.to_path_buf()]).filter(|old| !kept.contains(old) && old.is_file()) {
+        if let Err(error) = fs::remove_file(&old) {
+            tracing::warn!("`{}`: an older record that cannot be removed: {error}", shown(&old));
+        }
+    }
+}
+
+/// Writes the records of `pictures` to the shards in turn. Pictures are read in parallel and written in order.
+///
+/// # Errors
+/// If a picture changed since it was checked, or a file cannot be written (a full disk).
+pub fn records(
+    staged: &mut Staged,
+    paths: &[PathBuf],
+    pictures: &[&Picture],
+    progress: &ProgressBar,
+    stop: &AtomicBool,
+) -> Result<()> {
+    let cannot = |path: &Path| format!("`{}`: cannot be written; the old dataset is as it was", shown(path));
+    let mut writers = Vec::with_capacity(paths.len());
+    for path in paths {
+        writers.push(tfrecord::Writer::new(BufWriter::with_capacity(1 << 20, staged.create(path)?)));
+    }
+    let mut start = 0;
+    while start < pictures.len() {
+        let end = start + batch(&pictures[start..]);
+        if stop.load(Ordering::Relaxed) {
+            return Err(exit::interrupted("stopped; the old dataset is as it was"));
+        }
+        let made: Vec<Vec<u8>> = pictures[start..end].par_iter().map(|picture| record(picture)).collect::<Result<_>>()?;
+        for (i, made) in made.iter().enumerate() {
+            let shard = (start + i) % paths.len();
+            writers[shard].write(made).with_context(|| cannot(&paths[shard]))?;
+            progress.inc(1);
+        }
+        start = end;
+    }
+    for (writer, path) in writers.into_iter().zip(paths) {
+        let buffered = writer.finish().with_context(|| cannot(path))?;
+        buffered.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(|| cannot(path))?;
+    }
+    Ok(())
+}
+
+/// How many of the pictures fit into what is read ahead: at least one.
+fn batch(pictures: &[&Picture]) -> usize {
+    let mut bytes = 0;
+    pictures
+        .iter()
+        .take_while(|picture| {
+            bytes += picture.looked.bytes;
+            bytes <= AHEAD
+        })
+        .count()
+        .max(1)
+}
+
+/// One picture's record.
+fn record(picture: &Picture) -> Result<Vec<u8>> {
+    let mut encoded = Vec::new();
+    let changed = || format!("`{}`: the picture was changed while it was read; run tfgen again", shown(&picture.path));
+    picture::read(&picture.path, &mut encoded).with_context(changed)?;
+    if crc32c::crc32c(&encoded) != picture.looked.crc32c {
+        bail!(changed());
+    }
+    let mut sha256 = picture.looked.sha256;
+    let mut format = picture.looked.format;
+    if !picture::stored_as_is(format) {
+        encoded = picture::as_png(&encoded).with_context(|| format!("`{}`: cannot be stored as PNG", shown(&picture.path)))?;
+        sha256 = Sha256::digest(&encoded).into();
+        format = Format::Png;
+    }
+    let image = labeled_image(picture, encoded, format, sha256);
+    Ok(image.to_example().encode_to_vec())
+}
+
+fn labeled_image(picture: &Picture, encoded: Vec<u8>, format: Format, sha256: [u8; 32]) -> LabeledImage {
+    let (width, height) = (f64::from(picture.looked.width), f64::from(picture.looked.height));
+    let objects = &picture.objects;
+    LabeledImage {
+        filename: picture.name.clone(),
+        source_id: picture.name.clone(),
+        encoded,
+        format: format.name().to_string(),
+        width: picture.looked.width,
+        height: picture.looked.height,
+        sha256: sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
+        boxes: objects
+            .iter()
+            .map(|object| {
+                let [ymin, xmin, ymax, xmax] = object.box_px;
+                [ymin / height, xmin / width, ymax / height, xmax / width].map(|value| value as f32)
+            })
+            .collect(),
+        classes: objects.iter().map(|object| object.id).collect(),
+        class_names: objects.iter().map(|object| object.class.clone()).collect(),
+        difficult: objects.iter().map(|object| object.difficult).collect(),
+        truncated: objects.iter().map(|object| object.truncated).collect(),
+        poses: objects.iter().map(|object| object.pose.clone()).collect(),
+        group_of: vec![false; objects.len()],
+    }
+}
+
+/// Writes a small file through `fill`.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn small(staged: &mut Staged, path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let cannot = || format!("`{}`: cannot be written; the old dataset is as it was", shown(path));
+    let mut out = BufWriter::new(staged.create(path)?);
+    fill(&mut out).with_context(cannot)?;
+    out.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(cannot)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_seen_before_the_commit_and_all_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("dataset/a.csv");
+        let mut staged = Staged::default();
+        small(&mut staged, &target, |out| Ok(out.write_all(b"new")?)).unwrap();
+        assert!(!target.exists());
+        staged.commit().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"new");
+        assert_eq!(fs::read_dir(target.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_not_committed_leaves_no_trace() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = folder.path().join("old.csv");
+        fs::write(&old, "old").unwrap();
+        let mut staged = Staged::default();
+        small(&mut staged, &old, |out| Ok(out.write_all(b"new")?)).unwrap();
+        small(&mut staged, &folder.path().join("deep/er/b.csv"), |_| Ok(())).unwrap();
+        drop(staged);
+        assert_eq!(fs::read(&old).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_run_are_removed_and_those_of_a_living_one_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("a.csv");
+        // No process has a number this large.
+        let dead = folder.path().join(temporary_name(&target, u32::MAX));
+        let alive = folder.path().join(temporary_name(&target, 1));
+        fs::write(&dead, "").unwrap();
+        fs::write(&alive, "").unwrap();
+        let mut staged = Staged::default();
+        small(&mut staged, &target, |_| Ok(())).unwrap();
+        assert!(!dead.exists() && alive.exists());
+    }
+
+    #[test]
+    fn two_outputs_of_one_name_and_a_folder_in_the_way_are_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut staged = Staged::default();
+        staged.create(&folder.path().join("a.csv")).unwrap();
+        assert!(staged.create(&folder.path().join("a.csv")).unwrap_err().to_string().contains("two outputs"));
+        assert!(staged.create(folder.path()).unwrap_err().to_string().contains("is a folder"));
+    }
+
+    #[test]
+    fn older_shards_are_removed_and_current_ones_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("train.record");
+        let kept = record_paths(&path, Some(2));
+        for old in kept.iter().chain(&record_paths(&path, Some(3))).chain([&path]) {
+            fs::write(old, "").unwrap();
+        }
+        fs::write(folder.path().join("train.record.txt"), "").unwrap();
+        remove_other_shards(&path, &kept);
+        let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["train.record-00000-of-00002", "train.record-00001-of-00002", "train.record.txt"]);
+    }
+}
