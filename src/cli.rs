@@ -60,9 +60,11 @@ impl Commands {
 
 /// Runs the command line `typed` (program name first) and says how it ended.
 pub fn main(typed: Vec<OsString>) -> ExitCode {
-    let mut grammar = Cli::command();
+    // A flag given twice: the last one counts, as in the old tool.
+    let mut grammar = Cli::command().args_override_self(true).mut_subcommands(|command| command.args_override_self(true));
     grammar.build();
     let meant = as_meant(typed, &grammar);
+    let line = meant.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
     let parsed = grammar.try_get_matches_from(meant).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
@@ -73,6 +75,7 @@ pub fn main(typed: Vec<OsString>) -> ExitCode {
         }
     };
     logging::init(Path::new("."), cli.log_level);
+    tracing::debug!("{line}");
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
