@@ -50,6 +50,8 @@ fn compile_shim(lib: &Path) -> Result<()> {
         .file(folder.join("basics.cpp"))
         .file(folder.join("ops.cpp"))
         .compile("odh_shim");
+    // Without fused multiply-adds: these sums round as TensorFlow's do.
+    build().opt_level(3).flag("-ffp-contract=off").file(folder.join("moments.cpp")).compile("odh_moments");
     let mut sets: Vec<(&str, &[&str])> = vec![("odh_baseline", &[])];
     if env::var("CARGO_CFG_TARGET_ARCH")? == "x86_64" {
         sets.push(("odh_avx2", &["-mavx2", "-mfma"]));
@@ -70,13 +72,15 @@ fn compile_shim(lib: &Path) -> Result<()> {
     Ok(())
 }
 
-/// RUNPATH, not RPATH, so that LD_LIBRARY_PATH wins on another machine; `$ORIGIN/libtorch/lib` for an installed copy.
+/// Where the program looks for libtorch: where it was built, then beside itself (a copy of `.libtorch` named `libtorch`, or PyTorch's own
+/// libtorch folder), then in the checkout that holds `target/release`. RUNPATH, not RPATH, so that LD_LIBRARY_PATH comes before all.
 fn link(lib: &Path) {
     for arg in [
         "-Wl,--enable-new-dtags".to_string(),
         format!("-Wl,-rpath,{}", lib.display()),
+        "-Wl,-rpath,$ORIGIN/libtorch/torch/lib".to_string(),
         "-Wl,-rpath,$ORIGIN/libtorch/lib".to_string(),
-        "-Wl,-rpath,$ORIGIN/.libtorch/torch/lib".to_string(),
+        "-Wl,-rpath,$ORIGIN/../../.libtorch/torch/lib".to_string(),
     ] {
         println!("cargo:rustc-link-arg={arg}");
     }

@@ -26,6 +26,7 @@ pub mod exit;
 pub mod export;
 pub mod flags;
 pub mod formats;
+pub mod interrupt;
 pub mod logging;
 pub mod metrics;
 pub mod models;

@@ -2,34 +2,180 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::config::zoo;
+use crate::data::draw::Annotation;
+use crate::data::inputs::{self, Input};
+use crate::engine::detect::{DetectOptions, DetectSummary, PictureDetector, detect_all};
+use crate::engine::model_files::{self, ModelSource, Search};
+use crate::{exit, interrupt, logging, outln};
 
 const EXAMPLE: &str = "\
-Example:
-  odh detect photo.jpg --min_score 0.5";
+Examples:
+  odh detect photo.jpg                                    # with the model in export_dir/ or train_dir/
+  odh detect photos/ 'more/*.png' --min_score 0.3
+  odh detect photo.jpg -m ssd_mobilenet_v1_coco           # your training of it, or else the zoo's (COCO's classes)
+  odh detect photo.jpg --checkpoint train_dir/MODEL/model.ckpt-2000
+
+Annotated pictures go into --output_dir under their own names (and the names of the folders below the one given), with
+detections.json and detections.csv, which also have weaker detections, down to a score of 0.2. Pictures are looked at as
+they are stored: like TensorFlow, odh does not turn them as EXIF says. A damaged picture is named and passed over, and the
+exit code is then 1.";
 
 /// What `odh detect` is told.
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
     /// Pictures, folders or globs
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Export folder, train folder, or name of a zoo model
+    /// A model's folder, or its name (zoo folder, name in the table, unique prefix) [default: the only one there is]
     #[arg(short = 'm', long = "model", value_name = "MODEL")]
     model: Option<String>,
+    /// Checkpoint to use in place of the latest (PREFIX of PREFIX.index); pipeline.config is beside it
+    #[arg(long = "checkpoint", value_name = "PREFIX", conflicts_with = "model")]
+    checkpoint: Option<PathBuf>,
+    /// Folder of exported models, looked in first [default: ./export_dir]
+    #[arg(long = "export_dir", value_name = "FOLDER")]
+    export_dir: Option<PathBuf>,
+    /// Folder of trained models, looked in next [default: ./train_dir]
+    #[arg(long = "train_dir", value_name = "FOLDER")]
+    train_dir: Option<PathBuf>,
+    /// Label map [default: the model's own]
+    #[arg(short = 'l', long = "label_file", value_name = "FILE")]
+    label_file: Option<PathBuf>,
     /// Least score of a box that is drawn
-    #[arg(long = "min_score", value_name = "SCORE", default_value = "0.5")]
+    #[arg(long = "min_score", value_name = "SCORE", default_value = "0.5", value_parser = score)]
     min_score: f32,
-    /// Folder for the annotated pictures
+    /// Folder for the annotated pictures, detections.json and detections.csv
     #[arg(long = "output_dir", value_name = "FOLDER", default_value = "./detections")]
     output_dir: PathBuf,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long = "device", value_name = "DEVICE", default_value = "auto")]
+    device: String,
+}
+
+fn score(typed: &str) -> Result<f32, String> {
+    match typed.trim().parse::<f32>() {
+        Ok(score) if (0.0..=1.0).contains(&score) => Ok(score),
+        _ => Err("it must be a number from 0 to 1".to_string()),
+    }
 }
 
 /// Runs `odh detect`.
 ///
 /// # Errors
-/// Always, until this command is written.
+/// If an argument means no picture, the model cannot be loaded or run, results cannot be written, or (after all others were
+/// looked at) a picture is damaged.
 pub fn run(args: Args) -> Result<()> {
-    Err(anyhow!("`odh detect` is not written yet (it was asked for {args:?})"))
+    // Pictures first: a mistyped path should not wait for a model to load.
+    let inputs = inputs::find(&args.paths, &args.output_dir)?;
+    let mut detector = load(&args)?;
+    interrupt::watch();
+    let options = DetectOptions { min_score: args.min_score, output: args.output_dir };
+    tracing::info!("Detect start [ pictures : {}, min score : {} ]", inputs.len(), options.min_score);
+    let bar = progress(inputs.len());
+    let summary = detect_all(detector.as_mut(), &inputs, &options, |input, found| {
+        if let Some(found) = found {
+            outln!("{}", line(input, found));
+        }
+        bar.inc(1);
+    });
+    bar.finish_and_clear();
+    report(&summary?, &options, inputs.len())
+}
+
+/// Finds and loads the model.
+fn load(args: &Args) -> Result<Box<dyn PictureDetector>> {
+    let (export, train) = (args.export_dir.clone(), args.train_dir.clone());
+    // A folder that is named is meant: the other's default is then not looked in.
+    let roots = match (export, train) {
+        (None, None) => vec![PathBuf::from("./export_dir"), PathBuf::from("./train_dir")],
+        (export, train) => export.into_iter().chain(train).collect(),
+    };
+    let search = Search { model: args.model.as_deref(), checkpoint: args.checkpoint.as_deref(), roots };
+    let source = model_files::find(&search, |typed| Ok(zoo::resolve(typed)?.folder.to_string()))?;
+    match source {
+        ModelSource::Files(files) => {
+            let config = model_files::config(&files)?;
+            let label_map = model_files::label_map(args.label_file.as_deref(), &files.folder, &config, false)?;
+            bail!(
+                "`odh detect` cannot run `{}` yet ({} classes, device {})",
+                files.checkpoint.display(),
+                label_map.num_classes(),
+                args.device
+            )
+        }
+        ModelSource::Zoo(name) => bail!("`odh detect` cannot run the zoo's `{name}` yet"),
+    }
+}
+
+fn progress(pictures: usize) -> ProgressBar {
+    if pictures < 2 {
+        return ProgressBar::hidden();
+    }
+    let bar = logging::progress().add(ProgressBar::new(pictures as u64));
+    if let Ok(style) = ProgressStyle::with_template("{pos}/{len} pictures {wide_bar} {per_sec}, {eta} left") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// `a/b.jpg: raccoon: 97%, raccoon: 61%`.
+fn line(input: &Input, found: &[Annotation]) -> String {
+    let labels: Vec<&str> = found.iter().map(|a| a.label.as_str()).collect();
+    format!("{}: {}", input.name, if labels.is_empty() { "nothing".to_string() } else { labels.join(", ") })
+}
+
+/// Says what came of it, on the terminal and in the log.
+fn report(summary: &DetectSummary, options: &DetectOptions, asked: usize) -> Result<()> {
+    let seconds = summary.elapsed.as_secs_f64();
+    let text = format!(
+        "{} pictures, {} boxes of at least {} in {seconds:.1} s ({:.1} pictures/s, the model alone {:.1}) -> {}",
+        summary.pictures,
+        summary.boxes,
+        options.min_score,
+        summary.pictures as f64 / seconds.max(1e-9),
+        summary.pictures as f64 / summary.model.as_secs_f64().max(1e-9),
+        options.output.display()
+    );
+    tracing::info!("Detect Success [ {text} ]");
+    outln!("{text}");
+    if summary.interrupted {
+        return Err(exit::interrupted(format!("stopped after {} of {asked} pictures; what was found is kept", summary.pictures)));
+    }
+    if summary.faulty > 0 {
+        bail!("{} of {asked} pictures could not be looked at or written (each is named above)", summary.faulty);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_are_from_0_to_1() {
+        for (typed, value) in [("0.5", 0.5), ("0", 0.0), ("1", 1.0), (" .25 ", 0.25)] {
+            assert_eq!(score(typed), Ok(value), "{typed}");
+        }
+        for typed in ["50", "-0.1", "nan", "half", ""] {
+            assert!(score(typed).is_err(), "{typed}");
+        }
+    }
+
+    #[test]
+    fn damaged_pictures_are_an_error_at_the_end_and_ctrl_c_is_130() {
+        let options = DetectOptions { min_score: 0.5, output: "out".into() };
+        let mut summary = DetectSummary { pictures: 3, ..Default::default() };
+        assert!(report(&summary, &options, 3).is_ok());
+        summary.faulty = 1;
+        let error = report(&summary, &options, 4).unwrap_err();
+        assert!(error.to_string().contains("1 of 4"), "{error}");
+        assert_eq!(exit::code(&error), 1);
+        summary.interrupted = true;
+        assert_eq!(exit::code(&report(&summary, &options, 9).unwrap_err()), 130);
+    }
 }

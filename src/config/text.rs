@@ -18,10 +18,7 @@ pub fn read(path: &Path) -> Result<String> {
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         let line = 1 + e.as_bytes()[..at].iter().filter(|&&b| b == b'\n').count();
-        anyhow!(
-            "{}:{line}: not UTF-8 text; save the file as UTF-8",
-            path.display()
-        )
+        anyhow!("{}:{line}: not UTF-8 text; save the file as UTF-8", path.display())
     })?;
     Ok(match text.strip_prefix('\u{feff}') {
         Some(rest) => rest.to_string(),
@@ -34,9 +31,7 @@ pub fn read(path: &Path) -> Result<String> {
 /// # Errors
 /// If there is no such message: a bug of ours.
 pub fn descriptor(full_name: &str) -> Result<MessageDescriptor> {
-    DESCRIPTORS
-        .get_message_by_name(full_name)
-        .with_context(|| format!("no message {full_name} in proto/"))
+    DESCRIPTORS.get_message_by_name(full_name).with_context(|| format!("no message {full_name} in proto/"))
 }
 
 /// Parses the text of one message of type `full_name`; `source` is what errors call the text (a path).
@@ -47,10 +42,7 @@ pub fn descriptor(full_name: &str) -> Result<MessageDescriptor> {
 pub fn parse_dynamic(full_name: &str, text: &str, source: &str) -> Result<DynamicMessage> {
     let descriptor = descriptor(full_name)?;
     DynamicMessage::parse_text_format(descriptor, text).map_err(|error| {
-        let span = error
-            .labels()
-            .and_then(|mut labels| labels.next())
-            .map(|l| (l.offset(), l.len()));
+        let span = error.labels().and_then(|mut labels| labels.next()).map(|l| (l.offset(), l.len()));
         explain(&error.to_string(), span, text, source)
     })
 }
@@ -60,9 +52,7 @@ pub fn parse_dynamic(full_name: &str, text: &str, source: &str) -> Result<Dynami
 /// # Errors
 /// As [`parse_dynamic`].
 pub fn parse<T: prost::Message + Default>(full_name: &str, text: &str, source: &str) -> Result<T> {
-    parse_dynamic(full_name, text, source)?
-        .transcode_to()
-        .with_context(|| format!("{source}: cannot be read as {full_name}"))
+    parse_dynamic(full_name, text, source)?.transcode_to().with_context(|| format!("{source}: cannot be read as {full_name}"))
 }
 
 /// A prost message with its descriptor, so that its fields can be walked.
@@ -71,9 +61,7 @@ pub fn parse<T: prost::Message + Default>(full_name: &str, text: &str, source: &
 /// If `full_name` is not the message's own type: a bug of ours.
 pub fn reflect<T: prost::Message>(full_name: &str, message: &T) -> Result<DynamicMessage> {
     let mut dynamic = DynamicMessage::new(descriptor(full_name)?);
-    dynamic
-        .transcode_from(message)
-        .with_context(|| format!("cannot be walked as {full_name}"))?;
+    dynamic.transcode_from(message).with_context(|| format!("cannot be walked as {full_name}"))?;
     Ok(dynamic)
 }
 
@@ -106,6 +94,13 @@ fn write_fields(out: &mut String, message: &DynamicMessage, indent: usize) {
             }
         }
     }
+}
+
+/// A number, word or quoted string as the text format has it; empty for a message or a list.
+pub fn scalar(value: &Value, kind: &Kind) -> String {
+    let mut out = String::new();
+    write_scalar(&mut out, value, kind);
+    out
 }
 
 fn write_scalar(out: &mut String, value: &Value, kind: &Kind) {
@@ -194,15 +189,8 @@ fn explain(message: &str, span: Option<(usize, usize)>, text: &str, source: &str
     let shown = text.lines().nth(line - 1).unwrap_or_default();
     let width = found.lines().next().map_or(1, |l| l.chars().count()).max(1);
     // Tabs are kept in the margin so that the mark stands under the place on any terminal.
-    let margin: String = shown
-        .chars()
-        .take(column - 1)
-        .map(|c| if c == '\t' { '\t' } else { ' ' })
-        .collect();
-    anyhow!(
-        "{source}:{line}:{column}: {message}{note}\n  | {shown}\n  | {margin}{}",
-        "^".repeat(width)
-    )
+    let margin: String = shown.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+    anyhow!("{source}:{line}:{column}: {message}{note}\n  | {shown}\n  | {margin}{}", "^".repeat(width))
 }
 
 /// What else to say about a name that is not known: the nearest one, or where a field of this name belongs.
@@ -213,10 +201,7 @@ fn advice(message: &str, found: &str) -> Option<String> {
         let names: Vec<String> = descriptor.fields().map(|f| f.name().to_string()).collect();
         let mut homes: Vec<String> = DESCRIPTORS
             .all_messages()
-            .filter(|m| {
-                m.package_name() == descriptor.package_name()
-                    && m.get_field_by_name(found).is_some()
-            })
+            .filter(|m| m.package_name() == descriptor.package_name() && m.get_field_by_name(found).is_some())
             .map(|m| m.name().to_string())
             .collect();
         homes.sort();
@@ -238,10 +223,7 @@ fn advice(message: &str, found: &str) -> Option<String> {
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let start = before.rfind('\n').map_or(0, |i| i + 1);
-    (
-        1 + before.matches('\n').count(),
-        1 + before[start..].chars().count(),
-    )
+    (1 + before.matches('\n').count(), 1 + before[start..].chars().count())
 }
 
 /// The innermost brace that is still open at the end of the text, strings and comments aside.
@@ -280,10 +262,7 @@ fn unclosed_brace(text: &str) -> Option<usize> {
 /// # Errors
 /// If nothing but white space and comments is there.
 pub fn refuse_empty(text: &str, source: &str) -> Result<()> {
-    if text
-        .lines()
-        .all(|line| matches!(line.trim().chars().next(), None | Some('#')))
-    {
+    if text.lines().all(|line| matches!(line.trim().chars().next(), None | Some('#'))) {
         bail!("{source}: the file is empty");
     }
     Ok(())

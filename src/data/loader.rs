@@ -1,1 +1,318 @@
-//! Batches of decoded, augmented pictures from background threads.
+//! Batches of pictures from record files, made ahead of the step by background threads, in an order that can be resumed.
+//!
+//! Worker threads read, decode, augment and resize; one more puts the results together to batches and keeps `prefetch` of
+//! them ready, so [`Loader::next`] only hands one over. Which picture comes when, and how it is augmented, follows from the
+//! seed and the position alone: any number of threads gives the same batches, and a run that starts at a saved position
+//! goes on exactly. Memory is bounded by the batches ready, one batch in the making and one decoded picture a thread.
+//!
+//! A record that cannot be used (wrong checksum, no tf.Example, a picture that does not decode, a class outside the label
+//! map) is an error at the batch it belongs to, and ends the loading: a training that goes on without pictures that its
+//! user believes in would hide the fault. `odh tfgen` writes none such.
+
+pub mod order;
+pub mod pool;
+pub mod records;
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::data::augment::Augmentation;
+use crate::data::image::{RgbImage, decode};
+use crate::data::loader::order::Order;
+pub use crate::data::loader::order::Position;
+use crate::data::loader::pool::{Pool, Size, Stop};
+pub use crate::data::loader::records::Classes;
+use crate::data::loader::records::Records;
+pub use crate::data::resize::Resizer;
+use crate::data::resize::resize_bilinear_into;
+use crate::data::sample::{Pixels, Sample};
+use crate::detection::boxes::Groundtruth;
+
+/// What to load and how.
+#[derive(Debug, Clone)]
+pub struct LoaderOptions {
+    /// Record files, shard sets or globs.
+    pub records: Vec<PathBuf>,
+    /// Pictures in a batch.
+    pub batch_size: usize,
+    /// Makes every picture the same size.
+    pub resizer: Resizer,
+    /// What the classes in the records may be.
+    pub classes: Classes,
+    /// Whether every pass has an order of its own; otherwise that of the files.
+    pub shuffle: bool,
+    /// Of the order and the augmentations.
+    pub seed: u64,
+    /// Done in this order to the decoded picture, before it is resized.
+    pub augmentations: Vec<Augmentation>,
+    /// Where to begin: the `position` of the last batch that counted.
+    pub start: Position,
+    /// Worker threads; 0 is one less than the machine has cores, at least one.
+    pub num_threads: usize,
+    /// Batches kept ready, at least 1.
+    pub prefetch: usize,
+    /// How many pictures, from the first, come with their decoded source (for drawing on).
+    pub keep_sources: usize,
+}
+
+impl LoaderOptions {
+    /// Options for reading in order, once or for ever, without augmentation; set the other fields for training.
+    pub fn new(records: Vec<PathBuf>, batch_size: usize, resizer: Resizer, classes: Classes) -> Self {
+        Self {
+            records,
+            batch_size,
+            resizer,
+            classes,
+            shuffle: false,
+            seed: 0,
+            augmentations: Vec::new(),
+            start: Position::default(),
+            num_threads: 0,
+            prefetch: 2,
+            keep_sources: 0,
+        }
+    }
+}
+
+/// One batch. `N` is the number of `names`.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `[N, height, width, 3]`, RGB, 0 to 255.
+    pub images: Vec<f32>,
+    /// Of every picture here, pixels.
+    pub height: usize,
+    /// Of every picture here, pixels.
+    pub width: usize,
+    /// After augmentation, normalized. `[N]`
+    pub groundtruth: Vec<Groundtruth>,
+    /// File names as the records give them. `[N]`
+    pub names: Vec<String>,
+    /// Height and width of the pictures as stored, before augmentation, in pixels. `[N]`
+    pub source_sizes: Vec<(usize, usize)>,
+    /// The pictures as stored, of the first `keep_sources` of a run. `[N]`
+    pub sources: Vec<Option<RgbImage>>,
+    /// Where a run that goes on after this batch has to start.
+    pub position: Position,
+    /// How long the taker waited for it.
+    pub waited: Duration,
+}
+
+/// One picture, ready for its batch.
+struct Prepared {
+    image: Vec<f32>,
+    groundtruth: Groundtruth,
+    name: String,
+    source_size: (usize, usize),
+    source: Option<RgbImage>,
+}
+
+/// Batches without end, for training. Dropping it stops its threads.
+pub struct Loader {
+    feed: Feed,
+}
+
+impl Loader {
+    /// Indexes the records and starts the threads.
+    ///
+    /// # Errors
+    /// If there is no record, a record file is damaged, or an option is out of range.
+    pub fn new(options: LoaderOptions) -> Result<Self> {
+        Ok(Self { feed: Feed::start(options, None)? })
+    }
+
+    /// Pictures in a pass.
+    pub fn len(&self) -> usize {
+        self.feed.len
+    }
+
+    /// Never: a loader without a record cannot be made.
+    pub fn is_empty(&self) -> bool {
+        self.feed.len == 0
+    }
+
+    /// The next batch; always full, going on into the next pass where one ends.
+    ///
+    /// # Errors
+    /// If a record of this batch cannot be used, or one of an earlier batch could not; file, record and picture are named.
+    // Not an `Iterator`: there is no end, and a caller that forgets the error must not compile.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Batch> {
+        match self.feed.take() {
+            Some(batch) => batch,
+            None => bail!("the loader has stopped at an earlier error"),
+        }
+    }
+}
+
+/// Every picture once, in the order of the files, for evaluation; the last batch may be smaller.
+///
+/// An iterator of batches; after an error it ends.
+pub struct OnePass {
+    feed: Feed,
+}
+
+impl OnePass {
+    /// Indexes the records and starts the threads; `shuffle`, `augmentations` and `start` are taken as they are set.
+    /// Reads at most `limit` pictures, where given.
+    ///
+    /// # Errors
+    /// As [`Loader::new`].
+    pub fn new(options: LoaderOptions, limit: Option<usize>) -> Result<Self> {
+        let limit = limit.map_or(u64::MAX, |limit| limit as u64);
+        Ok(Self { feed: Feed::start(options, Some(limit))? })
+    }
+
+    /// Pictures in the records.
+    pub fn len(&self) -> usize {
+        self.feed.len
+    }
+
+    /// Never: a pass over no record cannot be made.
+    pub fn is_empty(&self) -> bool {
+        self.feed.len == 0
+    }
+}
+
+impl Iterator for OnePass {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.feed.take()
+    }
+}
+
+/// The threads behind a loader, and the batches that they have ready.
+struct Feed {
+    /// `None` once dropping has begun: closing it is what ends the assembler.
+    batches: Option<Receiver<Result<Batch>>>,
+    stop: Stop<Prepared>,
+    assembler: Option<JoinHandle<()>>,
+    len: usize,
+}
+
+impl Feed {
+    /// `once`: end after one pass, or after so many pictures if that is less.
+    fn start(options: LoaderOptions, once: Option<u64>) -> Result<Self> {
+        ensure!(options.batch_size > 0, "batch_size 0 must be at least 1");
+        let records = Records::open(&options.records)?;
+        let order = Order::new(records.len(), options.seed, options.shuffle);
+        let len = order.len();
+        let start = match options.start {
+            start if start.index < len => start,
+            start => {
+                if start.index > len {
+                    tracing::warn!(
+                        "the saved position is picture {} of a pass, and there are {len} now; going on with the next pass",
+                        start.index
+                    );
+                }
+                Position { epoch: start.epoch + 1, index: 0 }
+            }
+        };
+        let end = once.map_or(u64::MAX, |limit| limit.min(len - start.index));
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if options.num_threads > 0 { options.num_threads } else { cores.saturating_sub(1).max(1) };
+        let size = Size { threads, ahead: options.batch_size.max(2 * threads) };
+        let (batch_size, resizer, prefetch) = (options.batch_size, options.resizer, options.prefetch.max(1));
+        let job = move |number: u64| prepare(&records, &order, &options, start.advanced(number, len), number);
+        let pool = Pool::start(size, end, job)?;
+        let stop = pool.stopper();
+        // The assembler holds one batch more while it waits for room.
+        let (sender, batches) = sync_channel(prefetch - 1);
+        let assemble = move || {
+            let mut position = start;
+            loop {
+                let Some(batch) = assemble(&pool, batch_size, resizer) else { return };
+                let batch = batch.map(|mut batch| {
+                    position = position.advanced(batch.names.len() as u64, len);
+                    batch.position = position;
+                    batch
+                });
+                let failed = batch.is_err();
+                if sender.send(batch).is_err() || failed {
+                    return;
+                }
+            }
+        };
+        let assembler = std::thread::Builder::new()
+            .name("loader-batch".into())
+            .spawn(assemble)
+            .context("a loader thread cannot be started")?;
+        Ok(Self { batches: Some(batches), stop, assembler: Some(assembler), len: len as usize })
+    }
+
+    fn take(&mut self) -> Option<Result<Batch>> {
+        let begun = Instant::now();
+        let batch = self.batches.as_ref()?.recv().ok()?;
+        Some(batch.map(|batch| Batch { waited: begun.elapsed(), ..batch }))
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.stop.stop();
+        self.batches = None;
+        if let Some(assembler) = self.assembler.take() {
+            // It holds the pool, whose own end waits for the workers.
+            let _ = assembler.join();
+        }
+    }
+}
+
+/// Takes pictures until the batch is full or there are no more; `None` if there was none at all.
+fn assemble(pool: &Pool<Prepared>, batch_size: usize, resizer: Resizer) -> Option<Result<Batch>> {
+    let mut batch: Option<Batch> = None;
+    for _ in 0..batch_size {
+        let prepared = match pool.next() {
+            Some(Ok(prepared)) => prepared,
+            Some(Err(error)) => return Some(Err(error)),
+            None => break,
+        };
+        let batch = batch.get_or_insert_with(|| {
+            let (height, width) = resizer.size_for(prepared.source_size);
+            Batch {
+                images: Vec::with_capacity(batch_size * height * width * 3),
+                height,
+                width,
+                groundtruth: Vec::with_capacity(batch_size),
+                names: Vec::with_capacity(batch_size),
+                source_sizes: Vec::with_capacity(batch_size),
+                sources: Vec::with_capacity(batch_size),
+                position: Position::default(),
+                waited: Duration::ZERO,
+            }
+        });
+        batch.images.extend_from_slice(&prepared.image);
+        batch.groundtruth.push(prepared.groundtruth);
+        batch.names.push(prepared.name);
+        batch.source_sizes.push(prepared.source_size);
+        batch.sources.push(prepared.source);
+    }
+    batch.map(Ok)
+}
+
+/// Reads, decodes, augments and resizes the picture at a position, number `number` of this run.
+fn prepare(records: &Records, order: &Order, options: &LoaderOptions, at: Position, number: u64) -> Result<Prepared> {
+    let index = order.record(at);
+    let labeled = records.read(index, &options.classes)?;
+    let image = records.context(index, Some(&labeled.filename), decode(&labeled.encoded))?;
+    let source_size = (image.height, image.width);
+    let source = (number < options.keep_sources as u64).then(|| image.clone());
+    let mut sample = Sample::new(image, labeled.groundtruth());
+    let mut rng = order.generator(at);
+    for augmentation in &options.augmentations {
+        augmentation.apply(&mut sample, &mut rng);
+    }
+    let from = (sample.height, sample.width, 3);
+    let (height, width) = options.resizer.size_for((sample.height, sample.width));
+    let mut resized = vec![0.0; height * width * 3];
+    match &sample.pixels {
+        Pixels::Bytes(data) => resize_bilinear_into(data, from, (height, width), &mut resized),
+        Pixels::Floats(data) => resize_bilinear_into(data, from, (height, width), &mut resized),
+    }
+    Ok(Prepared { image: resized, groundtruth: sample.groundtruth, name: labeled.filename, source_size, source })
+}

@@ -4,6 +4,7 @@ pub mod augment;
 pub mod dataset;
 pub mod detections_file;
 pub mod draw;
+pub mod encode;
 pub mod example;
 pub mod image;
 pub mod inputs;

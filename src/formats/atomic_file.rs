@@ -42,6 +42,8 @@ impl AtomicFile {
         let Self { path, temporary } = self;
         let failed = || format!("cannot write `{}`", path.display());
         let temporary = temporary.into_inner().map_err(io::IntoInnerError::into_error).with_context(failed)?;
+        // Else a power cut soon after could leave the name with nothing behind it.
+        temporary.as_file().sync_all().with_context(failed)?;
         temporary.persist(&path).map_err(|e| e.error).with_context(failed)?;
         Ok(())
     }

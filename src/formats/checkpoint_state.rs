@@ -2,13 +2,14 @@
 //!
 //! Source: TensorFlow's `python/training/checkpoint_state.proto` and `checkpoint_management.py`.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use prost_reflect::{DynamicMessage, ReflectMessage, Value};
 
+use super::atomic_file;
 use crate::proto::DESCRIPTORS;
 
 /// The file's name.
@@ -69,15 +70,7 @@ pub fn write(folder: &Path, state: &CheckpointState) -> Result<()> {
     for prefix in &state.all {
         text.push_str(&format!("{ALL}: {}\n", literal(prefix)?));
     }
-    let path = folder.join(FILE_NAME);
-    let temporary = folder.join(format!("{FILE_NAME}.tmp"));
-    let result = File::create(&temporary)
-        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&temporary, &path));
-    if result.is_err() {
-        let _ = fs::remove_file(&temporary); // it may never have been there; the error above is the one to tell
-    }
-    result.with_context(|| format!("cannot write `{}`", path.display()))
+    atomic_file::write(&folder.join(FILE_NAME), text.as_bytes())
 }
 
 fn message() -> Result<DynamicMessage> {

@@ -1,5 +1,6 @@
 //! File formats that know nothing of detection.
 
+pub mod archive;
 pub mod atomic_file;
 pub mod checkpoint_state;
 pub mod events;

@@ -8,13 +8,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{BufWriter, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
 
+use super::atomic_file::AtomicFile;
 use super::sstable;
 use super::tensor_slice::{self, Assembly, Slice};
 use super::tfrecord::mask;
@@ -25,8 +26,6 @@ use crate::proto::tensorflow::{
 
 /// The format's version, which we write, and the oldest consumer we can stand in for.
 const VERSION: i32 = 1;
-/// How much is gathered before it goes to the data file.
-const WRITE_BUFFER: usize = 1 << 20;
 
 /// A tensor's bytes as the checkpoint holds them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -558,21 +557,20 @@ fn append_length(crc: u32, length: u64) -> u32 {
 /// The files have temporary names until `finish`; a writer that is dropped before takes them away.
 pub struct BundleWriter {
     prefix: PathBuf,
-    data: Option<BufWriter<File>>,
-    offset: u64,
+    data: AtomicFile,
+    /// Where the next tensor goes; `None` once writing has failed, since nothing after that lies where it should.
+    offset: Option<u64>,
     entries: BTreeMap<String, BundleEntryProto>,
 }
 
 impl BundleWriter {
-    /// Starts the checkpoint `prefix`, in a folder that exists.
+    /// Starts the checkpoint `prefix`; its folder is made.
     ///
     /// # Errors
     /// If its files cannot be created.
     pub fn create(prefix: &Path) -> Result<Self> {
-        let path = temporary(&shard_path(prefix, 0, 1));
-        let file = File::create(&path).with_context(|| format!("cannot create `{}`", path.display()))?;
-        let data = Some(BufWriter::with_capacity(WRITE_BUFFER, file));
-        Ok(BundleWriter { prefix: prefix.to_path_buf(), data, offset: 0, entries: BTreeMap::new() })
+        let data = AtomicFile::create(&shard_path(prefix, 0, 1))?;
+        Ok(BundleWriter { prefix: prefix.to_path_buf(), data, offset: Some(0), entries: BTreeMap::new() })
     }
 
     /// Appends a tensor of numbers.
@@ -623,19 +621,19 @@ impl BundleWriter {
         ensure!(!name.is_empty() && !name.starts_with('\0'), "a tensor cannot be named `{}`", name.escape_default());
         ensure!(!self.entries.contains_key(name), "tensor `{name}` is already in the checkpoint");
         let path = shard_path(&self.prefix, 0, 1);
-        let data = self.data.as_mut().context("the checkpoint is finished")?;
-        data.write_all(bytes).with_context(|| format!("cannot write `{}`", path.display()))?;
+        let offset = self.offset.take().with_context(|| broken(&path))?;
+        self.data.write_all(bytes).with_context(|| format!("cannot write `{}`", path.display()))?;
+        self.offset = Some(offset + bytes.len() as u64);
         let dim = shape.iter().map(|&size| Dim { size, name: String::new() }).collect();
         let entry = BundleEntryProto {
             dtype: dtype.into(),
             shape: Some(TensorShapeProto { dim, unknown_rank: false }),
             shard_id: 0,
-            offset: self.offset as i64,
+            offset: offset as i64,
             size: bytes.len() as i64,
             crc32c: mask(crc),
             slices: Vec::new(),
         };
-        self.offset += bytes.len() as u64;
         self.entries.insert(name.to_string(), entry);
         Ok(())
     }
@@ -644,54 +642,33 @@ impl BundleWriter {
     ///
     /// # Errors
     /// If writing fails; the checkpoint is then not there.
-    pub fn finish(mut self) -> Result<()> {
-        let data_path = shard_path(&self.prefix, 0, 1);
+    pub fn finish(self) -> Result<()> {
+        ensure!(self.offset.is_some(), broken(&shard_path(&self.prefix, 0, 1)));
         let index_path = with_suffix(&self.prefix, ".index");
-        let data = self.data.take().context("the checkpoint is finished")?;
-        let result = (|| {
-            let data = data.into_inner().map_err(|error| error.into_error());
-            data.and_then(|file| file.sync_all()).with_context(|| format!("cannot write `{}`", data_path.display()))?;
-            self.write_index().with_context(|| format!("cannot write `{}`", index_path.display()))?;
-            // An index from an earlier save under this name must not meet the new data.
-            remove_if_there(&index_path)?;
-            for path in [&data_path, &index_path] {
-                fs::rename(temporary(path), path).with_context(|| format!("cannot write `{}`", path.display()))?;
-            }
-            let folder = self.prefix.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(folder).and_then(|folder| folder.sync_all()).with_context(|| format!("cannot sync `{}`", folder.display()))
-        })();
-        if result.is_err() {
-            self.discard();
-        }
-        result
+        let index = AtomicFile::create(&index_path)?;
+        let index = self.write_index(index).with_context(|| format!("cannot write `{}`", index_path.display()))?;
+        // An index from an earlier save under this name must not meet the new data.
+        remove_if_there(&index_path)?;
+        self.data.commit()?;
+        index.commit()?;
+        let folder = self.prefix.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder).and_then(|folder| folder.sync_all()).with_context(|| format!("cannot sync `{}`", folder.display()))
     }
 
-    fn write_index(&self) -> Result<()> {
-        let file = File::create(temporary(&with_suffix(&self.prefix, ".index")))?;
-        let mut table = sstable::Writer::new(BufWriter::new(file));
+    fn write_index(&self, file: AtomicFile) -> Result<AtomicFile> {
+        let mut table = sstable::Writer::new(file);
         let version = Some(VersionDef { producer: VERSION, min_consumer: 0, bad_consumers: Vec::new() });
         let header = BundleHeaderProto { num_shards: 1, endianness: Endianness::Little.into(), version };
         table.add(b"", &header.encode_to_vec())?;
         for (name, entry) in &self.entries {
             table.add(name.as_bytes(), &entry.encode_to_vec())?;
         }
-        let file = table.finish()?.into_inner().map_err(|error| error.into_error())?;
-        Ok(file.sync_all()?)
-    }
-
-    fn discard(&self) {
-        for path in [shard_path(&self.prefix, 0, 1), with_suffix(&self.prefix, ".index")] {
-            let _ = fs::remove_file(temporary(&path)); // often not there; a failure was told already
-        }
+        table.finish()
     }
 }
 
-impl Drop for BundleWriter {
-    fn drop(&mut self) {
-        if self.data.is_some() {
-            self.discard();
-        }
-    }
+fn broken(path: &Path) -> String {
+    format!("`{}` is not whole: writing it failed before", path.display())
 }
 
 /// Writes a whole checkpoint.
@@ -724,10 +701,6 @@ fn remove_if_there(path: &Path) -> Result<()> {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| format!("cannot delete `{}`", path.display())),
         _ => Ok(()),
     }
-}
-
-fn temporary(path: &Path) -> PathBuf {
-    with_suffix(path, ".tmp")
 }
 
 #[cfg(test)]

@@ -1,3 +1,76 @@
-//! Meta-architectures.
+//! Meta-architectures: from pictures to losses in training, to detections in inference.
 
+use anyhow::{Context, Result, bail};
+use tch::Tensor;
+
+use crate::detection::boxes::{Detections, Groundtruth};
+use crate::net::exec::MovingUpdate;
+use crate::net::graph::Variable;
+use crate::net::variables::Variables;
+use crate::proto::object_detection::protos as pb;
+
+pub mod box_predictor;
 pub mod ssd;
+mod ssd_config;
+
+/// One training pass: the loss terms by TensorBoard's tags, weighted and normalized, and what the batch norms saw.
+#[derive(Debug)]
+pub struct Losses {
+    /// Scalars; their sum is the loss without regularization.
+    pub terms: Vec<(&'static str, Tensor)>,
+    pub moving: Vec<MovingUpdate>,
+}
+
+impl Losses {
+    /// The sum of the terms, a scalar.
+    pub fn total(&self) -> Result<Tensor> {
+        let terms: Vec<&Tensor> = self.terms.iter().map(|(_, t)| t).collect();
+        Ok(Tensor::f_stack(&terms, 0)?.f_sum(tch::Kind::Float)?)
+    }
+}
+
+/// What the engine needs of a model.
+pub trait DetectionModel {
+    /// Classes without background.
+    fn num_classes(&self) -> usize;
+
+    /// Every variable, in a fixed order.
+    fn variables(&self) -> &[Variable];
+
+    /// `[height, width]` that pictures are resized to.
+    fn input_size(&self) -> [usize; 2];
+
+    /// Scopes that a detection checkpoint is restored into by default.
+    fn feature_extractor_scopes(&self) -> &'static [&'static str];
+
+    /// The losses of a batch, with gradients.
+    ///
+    /// * `images`: `[N, H, W, 3]`, RGB in 0..255, resized; on the variables' device.
+    fn losses(&self, variables: &Variables, images: &Tensor, groundtruth: &[Groundtruth]) -> Result<Losses>;
+
+    /// The model with the variables' present values frozen in.
+    fn freeze<'a>(&'a self, variables: &Variables) -> Result<Box<dyn Frozen + 'a>>;
+}
+
+/// A model ready for inference.
+pub trait Frozen {
+    /// What is in each picture.
+    ///
+    /// * `images`: `[N, H, W, 3]`, RGB in 0..255, resized.
+    fn detect(&self, images: &Tensor) -> Result<Vec<Detections>>;
+}
+
+/// The model that a pipeline config describes.
+///
+/// # Errors
+/// If the config sets a part that is not there; the message names the field.
+pub fn from_config(config: &pb::TrainEvalPipelineConfig) -> Result<Box<dyn DetectionModel>> {
+    let model = config.model.as_ref().context("the pipeline config has no `model`")?;
+    match &model.model {
+        Some(pb::detection_model::Model::Ssd(ssd)) => Ok(Box::new(ssd::Ssd::from_config(ssd)?)),
+        Some(pb::detection_model::Model::FasterRcnn(_)) => {
+            bail!("model.faster_rcnn: Faster R-CNN and R-FCN are not built yet; choose an SSD model")
+        }
+        None => bail!("the pipeline config's `model` is empty: set model.ssd"),
+    }
+}

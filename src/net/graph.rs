@@ -274,6 +274,30 @@ impl Graph {
         NodeId(self.nodes.len() - 1)
     }
 
+    /// `[height, width]` of every node's output for an input of that size; `[1, 1]` where a node has no map.
+    pub fn sizes(&self, input: [i64; 2]) -> Vec<[i64; 2]> {
+        let mut sizes: Vec<[i64; 2]> = Vec::with_capacity(self.nodes.len());
+        for node in &self.nodes {
+            let before = node.inputs.first().map_or(input, |id| sizes[id.0]);
+            sizes.push(match &node.op {
+                Op::Conv2d { window, .. } | Op::DepthwiseConv2d { window, .. } | Op::MaxPool(window) | Op::AvgPool(window) => {
+                    window.output_size(before[0], before[1])
+                }
+                Op::Pad([top, left, bottom, right]) => [before[0] + top + bottom, before[1] + left + right],
+                Op::GlobalMean | Op::FullyConnected { .. } => [1, 1],
+                Op::Input
+                | Op::BiasAdd { .. }
+                | Op::BatchNorm(_)
+                | Op::Activation(_)
+                | Op::Concat
+                | Op::Add
+                | Op::Scale(_)
+                | Op::Dropout { .. } => before,
+            });
+        }
+        sizes
+    }
+
     /// Declares a variable; the same name twice is the same variable (TensorFlow's reuse).
     pub fn declare(&mut self, variable: Variable) -> VariableId {
         if let Some(&id) = self.variable_ids.get(&variable.name) {

@@ -5,3 +5,4 @@ pub mod graph;
 pub mod hyperparams;
 pub mod layers;
 pub mod shim;
+pub mod variables;

@@ -233,58 +233,6 @@ ODH_INLINE void zero(float *p, int64_t n) {
   over_channels(n, [&](auto kind, int64_t i) { store(p + i, decltype(kind){}); });
 }
 
-// The mean of a block is taken first and the deviations from it are summed second, so that a mean far from 0 costs no digits.
-void moments(const float *x, int64_t rows, int64_t c, double *sums, float *scratch) {
-  float *mu = scratch, *dev = scratch + c, *square = scratch + 2 * c;
-  for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
-    const int64_t n = min_of(kBlock, rows - r0);
-    const float *block = x + r0 * c;
-    zero(scratch, 3 * c);
-    int64_t r = 0;
-    for (; r + 4 <= n; r += 4) {
-      const float *p = block + r * c;
-      over_channels(c, [&](auto kind, int64_t i) {
-        using V = decltype(kind);
-        const V a = load<V>(p + i) + load<V>(p + c + i), b = load<V>(p + 2 * c + i) + load<V>(p + 3 * c + i);
-        store<V>(mu + i, load<V>(mu + i) + (a + b));
-      });
-    }
-    for (; r < n; r++)
-      over_channels(c, [&](auto kind, int64_t i) {
-        using V = decltype(kind);
-        store<V>(mu + i, load<V>(mu + i) + load<V>(block + r * c + i));
-      });
-    const float inverse = 1.f / static_cast<float>(n);
-    over_channels(c, [&](auto kind, int64_t i) {
-      using V = decltype(kind);
-      store<V>(mu + i, load<V>(mu + i) * splat<V>(inverse));
-    });
-    for (r = 0; r + 4 <= n; r += 4) {
-      const float *p = block + r * c;
-      over_channels(c, [&](auto kind, int64_t i) {
-        using V = decltype(kind);
-        const V m = load<V>(mu + i);
-        const V a = load<V>(p + i) - m, b = load<V>(p + c + i) - m, e = load<V>(p + 2 * c + i) - m, f = load<V>(p + 3 * c + i) - m;
-        store<V>(dev + i, load<V>(dev + i) + ((a + b) + (e + f)));
-        store<V>(square + i, load<V>(square + i) + ((a * a + b * b) + (e * e + f * f)));
-      });
-    }
-    for (; r < n; r++)
-      over_channels(c, [&](auto kind, int64_t i) {
-        using V = decltype(kind);
-        const V a = load<V>(block + r * c + i) - load<V>(mu + i);
-        store<V>(dev + i, load<V>(dev + i) + a);
-        store<V>(square + i, load<V>(square + i) + a * a);
-      });
-    const double count = static_cast<double>(n);
-    for (int64_t i = 0; i < c; i++) {
-      const double m = mu[i], e = dev[i], q = square[i];
-      sums[i] += count * m + e;
-      sums[c + i] += q + 2 * m * e + count * m * m;
-    }
-  }
-}
-
 void normalize(const float *x, int64_t rows, int64_t c, const OdhNorm &norm, float *y) {
   for (int64_t r = 0; r < rows; r++, x += c, y += c)
     over_channels(c, [&](auto kind, int64_t i) {
@@ -340,7 +288,7 @@ void normalize_backward(const float *x, const float *dy, int64_t rows, int64_t c
 
 }  // namespace
 
-const OdhKernels kernels = {ODH_STRING(ODH_ISA), depthwise_forward, depthwise_backward_input, depthwise_backward_weight, moments,
+const OdhKernels kernels = {ODH_STRING(ODH_ISA), depthwise_forward, depthwise_backward_input, depthwise_backward_weight,
                             normalize, normalize_sums, normalize_backward};
 
 }  // namespace ODH_ISA

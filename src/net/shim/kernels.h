@@ -26,8 +26,6 @@ struct OdhKernels {
   void (*depthwise_backward_input)(const OdhDepthwise &, const float *dy, const float *w, float *dx, int64_t ih0, int64_t ih1);
   // dw [kh * kw, c] is added to.
   void (*depthwise_backward_weight)(const OdhDepthwise &, const float *x, const float *dy, float *dw, int64_t oh0, int64_t oh1);
-  // sums [2, c]: the sum of x and of x squared are added to; scratch [3, c].
-  void (*moments)(const float *x, int64_t rows, int64_t c, double *sums, float *scratch);
   void (*normalize)(const float *x, int64_t rows, int64_t c, const OdhNorm &, float *y);
   // sums [2, c]: of dz and of dz * (x - mean) * rstd, where dz = dy where the clamp let pass; scratch [2, c].
   void (*normalize_sums)(const float *x, const float *dy, int64_t rows, int64_t c, const OdhNorm &, double *sums, float *scratch);

@@ -9,6 +9,7 @@
 
 #include "common.h"
 #include "kernels.h"
+#include "moments.h"
 
 using at::Tensor;
 using odh::parallel;
@@ -242,12 +243,12 @@ struct BatchNormAct : Function<BatchNormAct> {
     const Matrix m = matrix(x);
     TORCH_CHECK(m.rows > 0, "batch_norm_train: an empty batch has no mean");
     const float *xp = x.const_data_ptr<float>();
-    const auto &kernels = odh_kernels();
-    const Tensor sums = sum_rows(m, [&](int64_t r, int64_t n, double *s, float *scratch) {
-      kernels.moments(xp + r * m.c, n, m.c, s, scratch);
-    }).div_(static_cast<double>(m.rows));
-    const Tensor mean64 = sums[0], var64 = (sums[1] - mean64 * mean64).clamp_min_(0.);
-    const Tensor mean = mean64.to(at::kFloat), var = var64.to(at::kFloat), rstd = (var64 + eps).rsqrt_().to(at::kFloat);
+    const Tensor mean = at::empty({m.c}, at::kFloat), var = at::empty({m.c}, at::kFloat);
+    float *mp = mean.mutable_data_ptr<float>(), *vp = var.mutable_data_ptr<float>();
+    // A cache line of channels a task, so that what a channel gives does not depend on the number of threads.
+    constexpr int64_t kStep = 16;
+    parallel(divide_up(m.c, kStep), [&](int64_t i) { odh_moments(xp, m.rows, m.c, i * kStep, std::min(m.c, (i + 1) * kStep), mp, vp); });
+    const Tensor rstd = (var + eps).rsqrt_();
     const Tensor scale = rstd * gamma, b = beta.contiguous();
     Tensor y = normalize(x, norm_of(mean, rstd, scale, b, lo, hi));
     ctx->save_for_backward({x, mean, rstd, scale, b});

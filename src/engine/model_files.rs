@@ -1,0 +1,357 @@
+//! Where a trained model is: in an export folder, a train folder, or the zoo's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::config::label_map::LabelMap;
+use crate::config::{coco_labels, pipeline};
+use crate::exit;
+use crate::formats::checkpoint_state;
+use crate::proto::object_detection::protos as pb;
+
+/// The files of one trained model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFiles {
+    /// The folder that the others are in.
+    pub folder: PathBuf,
+    /// `PREFIX` of `PREFIX.index` and `PREFIX.data-?????-of-?????`.
+    pub checkpoint: PathBuf,
+    /// The pipeline config beside it.
+    pub pipeline_config: PathBuf,
+}
+
+/// Where to look.
+#[derive(Debug, Clone, Default)]
+pub struct Search<'a> {
+    /// What was typed as the model: a folder, or a name.
+    pub model: Option<&'a str>,
+    /// A checkpoint's prefix, one of its files, or its folder.
+    pub checkpoint: Option<&'a Path>,
+    /// Folders to look in, in this order: each one of several models' folders or a model's own.
+    pub roots: Vec<PathBuf>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A trained model on this machine.
+    Files(ModelFiles),
+    /// The zoo's model of this folder name; no training of it was found.
+    Zoo(String),
+}
+
+/// Finds the model that is meant.
+///
+/// A checkpoint that is named is it. Else a model that is a folder with a checkpoint is it; a name is looked for below the
+/// roots, as typed and as the zoo's name that `resolve` makes of it, and is the zoo's pretrained model if there is none.
+/// Without a name, the only model below the first root that has any is meant.
+///
+/// # Errors
+/// If nothing is found or several models are; exit code 2 where a flag decides it.
+pub fn find(search: &Search, resolve: impl Fn(&str) -> Result<String>) -> Result<ModelSource> {
+    if let Some(checkpoint) = search.checkpoint {
+        return at_checkpoint(checkpoint).map(ModelSource::Files);
+    }
+    let Some(model) = search.model else { return only_model(&search.roots).map(ModelSource::Files) };
+    let typed = Path::new(model);
+    if let Some(files) = in_folder(typed)? {
+        return Ok(ModelSource::Files(files));
+    }
+    for root in &search.roots {
+        if let Some(files) = in_folder(&root.join(typed))? {
+            return Ok(ModelSource::Files(files));
+        }
+    }
+    ensure!(!typed.is_dir(), "`{}` is a folder without a checkpoint: no `checkpoint` file, no *.index", typed.display());
+    let zoo = resolve(model)?;
+    for root in &search.roots {
+        let own = root.file_name().is_some_and(|name| name == zoo.as_str());
+        let folder = if own { root.clone() } else { root.join(&zoo) };
+        if let Some(files) = in_folder(&folder)? {
+            return Ok(ModelSource::Files(files));
+        }
+    }
+    Ok(ModelSource::Zoo(zoo))
+}
+
+/// The model in a folder: its latest checkpoint; `None` if it has none.
+///
+/// # Errors
+/// If it has a checkpoint but no pipeline config, or its `checkpoint` file names one that is not there.
+pub fn in_folder(folder: &Path) -> Result<Option<ModelFiles>> {
+    if !folder.is_dir() {
+        return Ok(None);
+    }
+    let checkpoint = match checkpoint_state::read(folder)? {
+        Some(state) => {
+            ensure!(
+                index_of(&state.latest).is_file(),
+                "`{}` names `{}`, which is not there; name another with --checkpoint",
+                folder.join(checkpoint_state::FILE_NAME).display(),
+                index_of(&state.latest).display()
+            );
+            state.latest
+        }
+        None => match newest_index(folder)? {
+            Some(prefix) => prefix,
+            None => return Ok(None),
+        },
+    };
+    with_config(folder, checkpoint).map(Some)
+}
+
+fn with_config(folder: &Path, checkpoint: PathBuf) -> Result<ModelFiles> {
+    let pipeline_config = folder.join("pipeline.config");
+    ensure!(
+        pipeline_config.is_file(),
+        "`{}` is there but not `{}`, which says what model it is of; copy the model's config there",
+        checkpoint.display(),
+        pipeline_config.display()
+    );
+    Ok(ModelFiles { folder: folder.to_path_buf(), checkpoint, pipeline_config })
+}
+
+/// The model of a checkpoint that was named.
+fn at_checkpoint(typed: &Path) -> Result<ModelFiles> {
+    if typed.is_dir() {
+        let found = in_folder(typed)?;
+        return found.with_context(|| format!("`{}` has no checkpoint: no `checkpoint` file, no *.index", typed.display()));
+    }
+    let prefix = prefix_of(typed);
+    if !index_of(&prefix).is_file() {
+        bail!("`{}` is not there: no such checkpoint", index_of(&prefix).display());
+    }
+    let folder = match prefix.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    with_config(&folder, prefix)
+}
+
+/// `model.ckpt-3` of `model.ckpt-3.index`, `model.ckpt-3.data-00000-of-00001`, `model.ckpt-3.meta` or itself.
+fn prefix_of(path: &Path) -> PathBuf {
+    match path.extension().and_then(|e| e.to_str()) {
+        Some(e) if e == "index" || e == "meta" || e.starts_with("data-") => path.with_extension(""),
+        _ => path.to_path_buf(),
+    }
+}
+
+fn index_of(prefix: &Path) -> PathBuf {
+    let mut index = prefix.as_os_str().to_os_string();
+    index.push(".index");
+    PathBuf::from(index)
+}
+
+/// The prefix with the largest step among a folder's `*.index`.
+fn newest_index(folder: &Path) -> Result<Option<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read `{}`", folder.display()))?;
+    let mut prefixes: Vec<PathBuf> = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("cannot read `{}`", folder.display()))?.path();
+        if path.extension().is_some_and(|e| e == "index") && path.is_file() {
+            prefixes.push(prefix_of(&path));
+        }
+    }
+    let step = |prefix: &PathBuf| -> u64 {
+        let name = prefix.to_string_lossy();
+        name.rsplit_once('-').and_then(|(_, step)| step.parse().ok()).unwrap_or(0)
+    };
+    prefixes.sort();
+    Ok(prefixes.into_iter().max_by_key(step))
+}
+
+/// The only model below the first root that has any.
+fn only_model(roots: &[PathBuf]) -> Result<ModelFiles> {
+    for root in roots {
+        if let Some(files) = in_folder(root)? {
+            return Ok(files);
+        }
+        let mut folders: Vec<PathBuf> = match fs::read_dir(root) {
+            Ok(entries) => entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.is_dir()).collect(),
+            Err(_) => continue,
+        };
+        folders.sort();
+        let mut models = Vec::new();
+        for folder in folders {
+            models.extend(in_folder(&folder)?);
+        }
+        let names: Vec<String> =
+            models.iter().map(|m| m.folder.file_name().unwrap_or(m.folder.as_os_str()).to_string_lossy().into_owned()).collect();
+        match (models.pop(), models.is_empty()) {
+            (Some(only), true) => return Ok(only),
+            (Some(_), false) => {
+                return Err(exit::usage(format!(
+                    "there are several models in `{}`; name one with --model: {}",
+                    root.display(),
+                    names.join(", ")
+                )));
+            }
+            (None, _) => {}
+        }
+    }
+    let roots: Vec<String> = roots.iter().map(|r| format!("`{}`", r.display())).collect();
+    Err(exit::usage(format!(
+        "there is no trained model in {}; train one with `odh train`, or name a zoo model with --model",
+        roots.join(" or ")
+    )))
+}
+
+/// What a model's classes are called: the label map that was named, the one beside the model, or the one that its config
+/// names; COCO's for the zoo's models (`zoo`).
+///
+/// # Errors
+/// If a label map cannot be read, or none is found.
+pub fn label_map(named: Option<&Path>, folder: &Path, config: &pb::TrainEvalPipelineConfig, zoo: bool) -> Result<LabelMap> {
+    if let Some(path) = named {
+        return LabelMap::load(path);
+    }
+    let beside = folder.join("label_map.pbtxt");
+    if beside.is_file() {
+        return LabelMap::load(&beside);
+    }
+    if zoo {
+        return Ok(coco_labels::coco());
+    }
+    let configured = config.train_input_reader.as_ref().and_then(|r| r.label_map_path.as_deref()).filter(|p| !p.is_empty());
+    let Some(configured) = configured.map(Path::new) else {
+        bail!("`{}` is not there and the config names no label map; name one with --label_file", beside.display());
+    };
+    for path in [configured.to_path_buf(), folder.join(configured)] {
+        if path.is_file() {
+            return LabelMap::load(&path);
+        }
+    }
+    bail!(
+        "neither `{}` nor the config's label map `{}` is there; name one with --label_file",
+        beside.display(),
+        configured.display()
+    )
+}
+
+/// Reads a model's pipeline config.
+///
+/// # Errors
+/// As [`pipeline::load`]'s.
+pub fn config(files: &ModelFiles) -> Result<pb::TrainEvalPipelineConfig> {
+    pipeline::load(&files.pipeline_config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = folder.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, b"").unwrap();
+        }
+        folder
+    }
+
+    fn search<'a>(folder: &Path, model: Option<&'a str>) -> Search<'a> {
+        Search { model, checkpoint: None, roots: vec![folder.join("export_dir"), folder.join("train_dir")] }
+    }
+
+    fn resolve(typed: &str) -> Result<String> {
+        ensure!("ssd_mobilenet_v1_coco_2017".starts_with(typed), "no model is called `{typed}`");
+        Ok("ssd_mobilenet_v1_coco_2017".to_string())
+    }
+
+    fn checkpoint(folder: &Path, model: Option<&str>) -> Result<String> {
+        match find(&search(folder, model), resolve)? {
+            ModelSource::Files(files) => Ok(files.checkpoint.strip_prefix(folder).unwrap().display().to_string()),
+            ModelSource::Zoo(name) => Ok(format!("zoo {name}")),
+        }
+    }
+
+    const SSD: &str = "ssd_mobilenet_v1_coco_2017";
+
+    #[test]
+    fn a_name_means_the_export_then_the_training_then_the_zoo() {
+        let exported = format!("export_dir/{SSD}/model.ckpt.index");
+        let trained = [&format!("train_dir/{SSD}/model.ckpt-{}", 20), &format!("train_dir/{SSD}/model.ckpt-{}", 100)];
+        let (e, t) = (format!("export_dir/{SSD}/pipeline.config"), format!("train_dir/{SSD}/pipeline.config"));
+        let indexes = trained.map(|p| format!("{p}.index"));
+        let f = folder(&[&exported, &indexes[0], &indexes[1], &e, &t]);
+        assert_eq!(checkpoint(f.path(), Some("ssd")).unwrap(), format!("export_dir/{SSD}/model.ckpt"));
+        assert_eq!(checkpoint(f.path(), None).unwrap(), format!("export_dir/{SSD}/model.ckpt"));
+        fs::remove_dir_all(f.path().join("export_dir")).unwrap();
+        assert_eq!(checkpoint(f.path(), Some("ssd")).unwrap(), *trained[1]);
+        assert_eq!(checkpoint(f.path(), None).unwrap(), *trained[1]);
+        fs::remove_dir_all(f.path().join("train_dir")).unwrap();
+        assert_eq!(checkpoint(f.path(), Some("ssd")).unwrap(), format!("zoo {SSD}"));
+        assert_eq!(exit::code(&checkpoint(f.path(), None).unwrap_err()), 2);
+    }
+
+    #[test]
+    fn the_checkpoint_file_says_which_is_the_latest() {
+        let f = folder(&["m/model.ckpt-5.index", "m/model.ckpt-9.index", "m/pipeline.config"]);
+        fs::write(f.path().join("m/checkpoint"), "model_checkpoint_path: \"model.ckpt-5\"\n").unwrap();
+        let typed = f.path().join("m");
+        assert_eq!(checkpoint(f.path(), typed.to_str()).unwrap(), "m/model.ckpt-5");
+        fs::write(f.path().join("m/checkpoint"), "model_checkpoint_path: \"model.ckpt-7\"\n").unwrap();
+        let error = checkpoint(f.path(), typed.to_str()).unwrap_err().to_string();
+        assert!(error.contains("model.ckpt-7.index") && error.contains("--checkpoint"), "{error}");
+    }
+
+    #[test]
+    fn a_named_checkpoint_may_be_its_prefix_one_of_its_files_or_its_folder() {
+        let f = folder(&["m/model.ckpt-5.index", "m/model.ckpt-9.index", "m/pipeline.config", "bare/x.index"]);
+        let at = |path: &str| {
+            let path = f.path().join(path);
+            find(&Search { checkpoint: Some(&path), ..Default::default() }, resolve)
+        };
+        for path in ["m/model.ckpt-5", "m/model.ckpt-5.index", "m/model.ckpt-5.data-00000-of-00001"] {
+            let ModelSource::Files(files) = at(path).unwrap() else { panic!("{path}") };
+            assert!(files.checkpoint.ends_with("m/model.ckpt-5"), "{path}");
+        }
+        let ModelSource::Files(files) = at("m").unwrap() else { panic!() };
+        assert!(files.checkpoint.ends_with("m/model.ckpt-9"));
+        for (path, part) in [("m/model.ckpt-6", "no such checkpoint"), ("bare/x", "pipeline.config"), ("gone", "gone.index")] {
+            let error = at(path).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn several_models_are_listed_and_nothing_is_guessed() {
+        let f = folder(&[
+            "export_dir/a/model.ckpt.index",
+            "export_dir/a/pipeline.config",
+            "export_dir/b/model.ckpt.index",
+            "export_dir/b/pipeline.config",
+        ]);
+        let error = checkpoint(f.path(), None).unwrap_err();
+        assert!(error.to_string().contains("--model: a, b"), "{error}");
+        assert_eq!(checkpoint(f.path(), Some("b")).unwrap(), "export_dir/b/model.ckpt");
+        assert!(checkpoint(f.path(), Some("c")).unwrap_err().to_string().contains("no model is called `c`"));
+    }
+
+    #[test]
+    fn label_maps_are_the_named_ones_then_those_beside_then_the_configs() {
+        let f = folder(&["m/x"]);
+        let m = f.path().join("m");
+        let write = |name: &str, class: &str| {
+            let path = m.join(name);
+            fs::write(&path, format!("item {{ id: 1 name: '{class}' }}")).unwrap();
+            path
+        };
+        let mut config = pb::TrainEvalPipelineConfig::default();
+        let first = |named: Option<&Path>, config: &pb::TrainEvalPipelineConfig, zoo| {
+            label_map(named, &m, config, zoo).map(|map| map.label(1))
+        };
+        assert!(first(None, &config, false).unwrap_err().to_string().contains("--label_file"));
+        assert_eq!(first(None, &config, true).unwrap(), "person");
+        write("mine.pbtxt", "configured");
+        config.train_input_reader = Some(pb::InputReader { label_map_path: Some("mine.pbtxt".into()), ..Default::default() });
+        assert_eq!(first(None, &config, false).unwrap(), "configured");
+        write("label_map.pbtxt", "beside");
+        assert_eq!(first(None, &config, false).unwrap(), "beside");
+        let named = write("other.pbtxt", "named");
+        assert_eq!(first(Some(&named), &config, false).unwrap(), "named");
+    }
+}

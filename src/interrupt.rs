@@ -1,0 +1,26 @@
+//! Ctrl-C: work in steps asks whether to stop, saves what it has, and ends with exit code 130.
+
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static REQUESTED: AtomicBool = AtomicBool::new(false);
+
+/// From here on the first Ctrl-C only makes [`requested`] true; a second one ends the process at once.
+pub fn watch() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let handler = || {
+            if REQUESTED.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+        };
+        if let Err(e) = ctrlc::set_handler(handler) {
+            tracing::warn!("Ctrl-C will end the program without saving: {e}");
+        }
+    });
+}
+
+/// Whether Ctrl-C was pressed since [`watch`].
+pub fn requested() -> bool {
+    REQUESTED.load(Ordering::SeqCst)
+}

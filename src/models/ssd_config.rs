@@ -1,0 +1,267 @@
+//! The message `Ssd` as the parts of an SSD, each refused by name where it is not built.
+
+use anyhow::{Context, Result, bail};
+
+use super::box_predictor::{ConvolutionalBoxPredictor, Predicted};
+use super::ssd::{LossOptions, ScoreConverter};
+use crate::backbones::Depth;
+use crate::backbones::mobilenet_v1::{mobilenet_v1, slim_scope};
+use crate::backbones::ssd_feature_maps::{FeatureMapOptions, Source, multi_resolution_feature_maps};
+use crate::detection::anchors::{SsdAnchorOptions, SsdAnchors};
+use crate::detection::box_coder::BoxCoder;
+use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
+use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
+use crate::detection::matcher::ArgMaxMatcher;
+use crate::detection::nms::NmsOptions;
+use crate::net::graph::{Graph, MovingVariance, NodeId};
+use crate::net::hyperparams::{Surroundings, conv_scope};
+use crate::net::layers::Scope;
+use crate::proto::object_detection::protos as pb;
+
+/// `[height, width]` of a fixed-shape resizer.
+pub fn input_size(config: &pb::Ssd) -> Result<[usize; 2]> {
+    use pb::image_resizer::ImageResizerOneof as R;
+    let resizer = config.image_resizer.as_ref().and_then(|r| r.image_resizer_oneof.as_ref());
+    match resizer.context("model.ssd.image_resizer is not set")? {
+        R::FixedShapeResizer(fixed) => {
+            let field = "model.ssd.image_resizer.fixed_shape_resizer";
+            if fixed.resize_method() != pb::ResizeType::Bilinear {
+                bail!("{field}.resize_method: only BILINEAR is supported");
+            }
+            if fixed.convert_to_grayscale() {
+                bail!("{field}.convert_to_grayscale: true is not supported");
+            }
+            let side = |name: &str, value: i32| {
+                // Below 33 px the last feature maps have no cells (upstream's own limit).
+                usize::try_from(value)
+                    .ok()
+                    .filter(|&s| s >= 33)
+                    .with_context(|| format!("{field}.{name}: {value} is too small; at least 33 is needed"))
+            };
+            Ok([side("height", fixed.height())?, side("width", fixed.width())?])
+        }
+        _ => bail!("model.ssd.image_resizer: only fixed_shape_resizer is supported for SSD"),
+    }
+}
+
+/// Appends backbone and feature maps: the maps, finest first.
+pub fn append_feature_extractor(
+    graph: &mut Graph,
+    image: NodeId,
+    config: &pb::Ssd,
+    input_size: [usize; 2],
+) -> Result<Vec<NodeId>> {
+    let field = "model.ssd.feature_extractor";
+    let extractor = config.feature_extractor.as_ref().with_context(|| format!("{field} is not set"))?;
+    let multiple = usize::try_from(extractor.pad_to_multiple()).unwrap_or(0).max(1);
+    if input_size.iter().any(|side| side % multiple != 0) {
+        bail!(
+            "{field}.pad_to_multiple: {multiple} would pad the {}x{} input; make the resizer's sides multiples of it",
+            input_size[0],
+            input_size[1]
+        );
+    }
+    let depth = Depth { multiplier: extractor.depth_multiplier().into(), min: extractor.min_depth().into() };
+    let default = pb::Hyperparams::default();
+    let hyperparams = extractor.conv_hyperparams.as_ref().unwrap_or(&default);
+    match extractor.r#type() {
+        "ssd_mobilenet_v1" => {
+            // Upstream builds MobileNet's batch norms with fused=False: moving averages take the biased variance.
+            let surroundings = Surroundings { freeze_batch_norm: config.freeze_batchnorm(), moving: MovingVariance::Biased };
+            let extra = conv_scope(hyperparams, surroundings, &format!("{field}.conv_hyperparams"))?;
+            let base = if extractor.override_base_feature_extractor_hyperparams() {
+                extra
+            } else {
+                slim_scope(!config.freeze_batchnorm())
+            };
+            let scope = Scope::split("FeatureExtractor/MobilenetV1", "FeatureExtractor/MobilenetV1/MobilenetV1");
+            let endpoints = mobilenet_v1(graph, image, &scope, &depth, &base);
+            let layout = [
+                Source::Layer("Conv2d_11_pointwise"),
+                Source::Layer("Conv2d_13_pointwise"),
+                Source::Extra { channels: 512 },
+                Source::Extra { channels: 256 },
+                Source::Extra { channels: 256 },
+                Source::Extra { channels: 128 },
+            ];
+            let options = FeatureMapOptions { use_depthwise: extractor.use_depthwise() };
+            let scope = Scope::new("FeatureExtractor/MobilenetV1");
+            multi_resolution_feature_maps(graph, &endpoints, &layout, &scope, (&depth, options, &extra))
+        }
+        other => bail!("{field}.type: `{other}` is not built; the built ones are ssd_mobilenet_v1"),
+    }
+}
+
+/// Appends the box predictors of all maps.
+pub fn append_box_predictor(graph: &mut Graph, config: &pb::Ssd, maps: &[NodeId], per_cell: &[usize]) -> Result<Vec<Predicted>> {
+    use pb::box_predictor::BoxPredictorOneof as P;
+    let predictor = config.box_predictor.as_ref().and_then(|p| p.box_predictor_oneof.as_ref());
+    match predictor.context("model.ssd.box_predictor is not set")? {
+        P::ConvolutionalBoxPredictor(convolutional) => {
+            let predictor =
+                ConvolutionalBoxPredictor::from_config(convolutional, num_classes(config)?, config.freeze_batchnorm())?;
+            Ok(predictor.append(graph, maps, per_cell))
+        }
+        _ => bail!("model.ssd.box_predictor: only convolutional_box_predictor is supported for SSD"),
+    }
+}
+
+/// Classes without background.
+pub fn num_classes(config: &pb::Ssd) -> Result<usize> {
+    usize::try_from(config.num_classes())
+        .ok()
+        .filter(|&n| n > 0)
+        .with_context(|| format!("model.ssd.num_classes: {} is not a number of classes", config.num_classes()))
+}
+
+/// The anchors' shapes.
+pub fn anchors(config: &pb::Ssd, input_size: [usize; 2]) -> Result<SsdAnchors> {
+    use pb::anchor_generator::AnchorGeneratorOneof as A;
+    let generator = config.anchor_generator.as_ref().and_then(|a| a.anchor_generator_oneof.as_ref());
+    let Some(A::SsdAnchorGenerator(a)) = generator else {
+        bail!("model.ssd.anchor_generator: only ssd_anchor_generator is supported for SSD");
+    };
+    let field = "model.ssd.anchor_generator.ssd_anchor_generator";
+    let num_layers = usize::try_from(a.num_layers())
+        .ok()
+        .filter(|&n| n > 0)
+        .with_context(|| format!("{field}.num_layers: {}", a.num_layers()))?;
+    if !a.scales.is_empty() && a.scales.len() != num_layers {
+        bail!("{field}.scales: {} are given for num_layers: {num_layers}", a.scales.len());
+    }
+    for (name, list) in [
+        ("height_stride", &a.height_stride),
+        ("width_stride", &a.width_stride),
+        ("height_offset", &a.height_offset),
+        ("width_offset", &a.width_offset),
+    ] {
+        if !list.is_empty() && list.len() != num_layers {
+            bail!("{field}.{name}: {} are given for num_layers: {num_layers}", list.len());
+        }
+    }
+    if a.height_stride.len() != a.width_stride.len() || a.height_offset.len() != a.width_offset.len() {
+        bail!("{field}: height and width need strides (or offsets) together");
+    }
+    let options = SsdAnchorOptions {
+        num_layers,
+        min_scale: a.min_scale(),
+        max_scale: a.max_scale(),
+        scales: a.scales.clone(),
+        // Upstream's builder passes an empty list on as it is: then only the interpolated anchors remain.
+        aspect_ratios: a.aspect_ratios.clone(),
+        interpolated_scale_aspect_ratio: a.interpolated_scale_aspect_ratio(),
+        reduce_boxes_in_lowest_layer: a.reduce_boxes_in_lowest_layer(),
+        base_anchor_height: a.base_anchor_height(),
+        base_anchor_width: a.base_anchor_width(),
+        height_stride: a.height_stride.clone(),
+        width_stride: a.width_stride.clone(),
+        height_offset: a.height_offset.clone(),
+        width_offset: a.width_offset.clone(),
+    };
+    Ok(SsdAnchors::new(&options, input_size))
+}
+
+/// The box coder.
+pub fn box_coder(config: &pb::Ssd) -> Result<BoxCoder> {
+    use pb::box_coder::BoxCoderOneof as C;
+    match config.box_coder.as_ref().and_then(|c| c.box_coder_oneof.as_ref()) {
+        Some(C::FasterRcnnBoxCoder(c)) => Ok(BoxCoder { scale: [c.y_scale(), c.x_scale(), c.height_scale(), c.width_scale()] }),
+        _ => bail!("model.ssd.box_coder: only faster_rcnn_box_coder is supported"),
+    }
+}
+
+/// The matcher.
+pub fn matcher(config: &pb::Ssd) -> Result<ArgMaxMatcher> {
+    use pb::matcher::MatcherOneof as M;
+    let Some(M::ArgmaxMatcher(m)) = config.matcher.as_ref().and_then(|m| m.matcher_oneof.as_ref()) else {
+        bail!("model.ssd.matcher: only argmax_matcher is supported");
+    };
+    let field = "model.ssd.matcher.argmax_matcher";
+    // With ignore_thresholds upstream matches every anchor to its best groundtruth, whatever the overlap.
+    let (matched, unmatched) = if m.ignore_thresholds() {
+        (f32::NEG_INFINITY, f32::NEG_INFINITY)
+    } else {
+        (m.matched_threshold(), m.unmatched_threshold())
+    };
+    if unmatched > matched {
+        bail!("{field}: unmatched_threshold {unmatched} is above matched_threshold {matched}");
+    }
+    Ok(ArgMaxMatcher {
+        matched_threshold: matched,
+        unmatched_threshold: unmatched,
+        negatives_lower_than_unmatched: m.negatives_lower_than_unmatched(),
+        force_match_for_each_row: m.force_match_for_each_row(),
+    })
+}
+
+/// The losses and what is done with them.
+pub fn loss(config: &pb::Ssd) -> Result<LossOptions> {
+    use pb::classification_loss::ClassificationLoss as C;
+    use pb::localization_loss::LocalizationLoss as L;
+    let loss = config.loss.as_ref().context("model.ssd.loss is not set")?;
+    let localization = match loss.localization_loss.as_ref().and_then(|l| l.localization_loss.as_ref()) {
+        Some(L::WeightedSmoothL1(s)) => LocalizationLoss::SmoothL1 { delta: s.delta().into() },
+        Some(L::WeightedL2(_)) => LocalizationLoss::L2,
+        _ => bail!("model.ssd.loss.localization_loss: only weighted_smooth_l1 and weighted_l2 are supported"),
+    };
+    let classification = match loss.classification_loss.as_ref().and_then(|c| c.classification_loss.as_ref()) {
+        Some(C::WeightedSigmoid(_)) => ClassificationLoss::Sigmoid,
+        Some(C::WeightedSigmoidFocal(f)) => {
+            ClassificationLoss::SigmoidFocal { alpha: f.alpha.map(f64::from), gamma: f.gamma().into() }
+        }
+        Some(C::WeightedSoftmax(s)) => ClassificationLoss::Softmax { logit_scale: s.logit_scale().into() },
+        Some(C::BootstrappedSigmoid(b)) => {
+            ClassificationLoss::BootstrappedSigmoid { alpha: b.alpha().into(), hard: b.hard_bootstrap() }
+        }
+        _ => bail!(
+            "model.ssd.loss.classification_loss: only weighted_sigmoid, weighted_sigmoid_focal, weighted_softmax and bootstrapped_sigmoid are supported"
+        ),
+    };
+    let miner = loss.hard_example_miner.as_ref().map(|m| HardExampleMiner {
+        num_hard_examples: usize::try_from(m.num_hard_examples()).ok().filter(|&n| n > 0),
+        iou_threshold: m.iou_threshold(),
+        rank_by: match m.loss_type() {
+            pb::hard_example_miner::LossType::Both => RankBy::Both,
+            pb::hard_example_miner::LossType::Classification => RankBy::Classification,
+            pb::hard_example_miner::LossType::Localization => RankBy::Localization,
+        },
+        max_negatives_per_positive: (m.max_negatives_per_positive() > 0).then(|| m.max_negatives_per_positive() as f32),
+        min_negatives_per_image: usize::try_from(m.min_negatives_per_image()).unwrap_or(0),
+    });
+    Ok(LossOptions {
+        localization,
+        classification,
+        miner,
+        localization_weight: loss.localization_weight().into(),
+        classification_weight: loss.classification_weight().into(),
+        normalize_by_matches: config.normalize_loss_by_num_matches(),
+        normalize_by_code_size: config.normalize_loc_loss_by_codesize(),
+        negative_class_weight: config.negative_class_weight(),
+    })
+}
+
+/// Suppression and score conversion.
+pub fn post_processing(config: &pb::Ssd) -> Result<(NmsOptions, ScoreConverter)> {
+    let post = config.post_processing.as_ref().context("model.ssd.post_processing is not set")?;
+    let default = pb::BatchNonMaxSuppression::default();
+    let nms = post.batch_non_max_suppression.as_ref().unwrap_or(&default);
+    let count = |name: &str, value: i32| {
+        usize::try_from(value)
+            .ok()
+            .filter(|&n| n > 0)
+            .with_context(|| format!("model.ssd.post_processing.batch_non_max_suppression.{name}: {value}"))
+    };
+    let options = NmsOptions {
+        score_threshold: nms.score_threshold(),
+        iou_threshold: nms.iou_threshold(),
+        max_per_class: count("max_detections_per_class", nms.max_detections_per_class())?,
+        max_total: count("max_total_detections", nms.max_total_detections())?,
+    };
+    let logit_scale = f64::from(post.logit_scale());
+    let converter = match post.score_converter() {
+        pb::post_processing::ScoreConverter::Identity => ScoreConverter::Identity { logit_scale },
+        pb::post_processing::ScoreConverter::Sigmoid => ScoreConverter::Sigmoid { logit_scale },
+        pb::post_processing::ScoreConverter::Softmax => ScoreConverter::Softmax { logit_scale },
+    };
+    Ok((options, converter))
+}

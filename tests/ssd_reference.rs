@@ -1,0 +1,181 @@
+//! SSD against the original TensorFlow code: variables, forward pass, losses, gradients (formats and tolerances: reference/README.md).
+
+mod common;
+#[path = "common/reference.rs"]
+mod reference;
+
+use odh::config::pipeline;
+use odh::detection::boxes::Groundtruth;
+use odh::models::DetectionModel;
+use odh::models::ssd::Ssd;
+use odh::net::exec::{self, Inference};
+use odh::net::variables::{Variables, values_in_tensorflow_layout};
+use odh::proto::object_detection::protos as pb;
+use reference::{Golden, set_regenerated_weights, variable_table, weight};
+use tch::{Device, Kind, Tensor};
+
+const MODEL: &str = "ssd_mobilenet_v1_coco_2017_11_17";
+
+fn ssd(model: &str, num_classes: i32) -> Ssd {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/{model}.config"));
+    let config = pipeline::load(&path).unwrap();
+    let Some(pb::detection_model::Model::Ssd(mut ssd)) = config.model.unwrap().model else { panic!("{model} is no SSD") };
+    ssd.num_classes = Some(num_classes);
+    Ssd::from_config(&ssd).unwrap()
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    Vec::<f32>::try_from(x.detach().contiguous().view([-1])).unwrap()
+}
+
+#[test]
+fn weights_from_names_equal_the_recipes_check_values() {
+    let first = |name: &str, shape: &[i64]| weight(name, shape)[..4].iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+    assert_eq!(
+        first("FeatureExtractor/MobilenetV1/Conv2d_0/weights", &[3, 3, 3, 32]),
+        [0x3e4b5832, 0xbe3f2e3b, 0xbe8a6279, 0xbe4b2c90]
+    );
+    assert_eq!(first("BoxPredictor_0/ClassPredictor/biases", &[273]), [0x3d463006, 0x3dbd6128, 0xbda32ae8, 0xbdcb88d2]);
+}
+
+#[test]
+fn the_variable_table_equals_the_reference() {
+    let Some(path) = common::shared(&format!("reference/variables/{MODEL}.txt")) else { return };
+    let table = variable_table(&path);
+    for classes in [90, 5] {
+        let model = ssd(MODEL, classes);
+        let mut mine: Vec<_> = model.variables().iter().collect();
+        mine.sort_by(|a, b| a.name.cmp(&b.name));
+        let rows: Vec<_> = table.iter().filter(|r| r.name != "global_step").collect();
+        assert_eq!(mine.len(), rows.len());
+        for (variable, row) in mine.iter().zip(rows) {
+            assert_eq!(variable.name, row.name);
+            assert_eq!(&variable.shape, if classes == 90 { &row.shape_90 } else { &row.shape_5 }, "{}", row.name);
+            assert_eq!(variable.trainable, row.trainable, "{}", row.name);
+        }
+    }
+}
+
+#[test]
+fn inference_equals_the_golden_tensors() {
+    for picture in ["image1", "raccoon1"] {
+        let Some(path) = common::shared(&format!("reference/golden/{MODEL}__{picture}.npz")) else { return };
+        let Some(jpeg) = common::shared(&format!("reference/images/{picture}.jpg")) else { return };
+        let golden = Golden::open(&path);
+        let model = ssd(MODEL, 90);
+        let mut variables = Variables::new(model.variables(), 0, Device::Cpu).unwrap();
+        set_regenerated_weights(&mut variables);
+
+        let image = odh::data::image::decode_accurate(&std::fs::read(jpeg).unwrap()).unwrap();
+        let resized = odh::data::resize::resize_bilinear(&image.data, image.height, image.width, 3, 300, 300);
+        let images = Tensor::from_slice(&resized).view([1, 300, 300, 3]);
+        let preprocessed = Ssd::preprocess(&images).unwrap();
+        let nhwc = values(&preprocessed.permute([0, 2, 3, 1]));
+        assert!(golden.difference("preprocessed", &nhwc) < 1e-6, "{picture}: preprocessed");
+
+        let inference = Inference::new(model.graph(), &variables).unwrap();
+        let outputs = inference.run(&preprocessed).unwrap();
+        for i in 0..6 {
+            let map = values(&outputs[&format!("feature_map_{i}")].permute([0, 2, 3, 1]));
+            let d = golden.difference(&format!("pred/feature_maps/{i}"), &map);
+            assert!(d < 2e-5, "{picture}: feature map {i}: {d}");
+        }
+        let anchors: Vec<f32> = model.anchors().iter().flatten().copied().collect();
+        assert!(golden.difference("pred/anchors", &anchors) < 1e-6, "{picture}: anchors");
+        let predictions = model.gather(&outputs).unwrap();
+        let d = golden.difference("pred/box_encodings", &values(&predictions.box_encodings));
+        assert!(d < 2e-5, "{picture}: box encodings: {d}");
+        let d =
+            golden.difference("pred/class_predictions_with_background", &values(&predictions.class_predictions_with_background));
+        assert!(d < 2e-5, "{picture}: class predictions: {d}");
+
+        let found = &model.postprocess(&predictions).unwrap()[0];
+        assert_eq!(found.scores.len(), golden.scalar("det/num_detections") as usize);
+        for (i, score) in golden.get("det/detection_scores").iter().enumerate() {
+            assert!((score - f64::from(found.scores[i])).abs() < 1e-5, "{picture}: score {i}");
+            // Equal scores may stand in either order.
+            let scores = golden.get("det/detection_scores");
+            if i > 0 && scores[i - 1] == *score || scores.get(i + 1) == Some(score) {
+                continue;
+            }
+            assert_eq!(golden.get("det/detection_classes")[i], found.classes[i] as f64, "{picture}: class {i}");
+            for j in 0..4 {
+                let d = golden.get("det/detection_boxes")[4 * i + j] - f64::from(found.boxes[i][j]);
+                assert!(d.abs() < 1e-5, "{picture}: box {i}: {d}");
+            }
+        }
+    }
+}
+
+/// The fixed batch of the training goldens.
+fn batch(golden: &Golden) -> Option<(Tensor, Vec<Groundtruth>)> {
+    let mut pixels = Vec::new();
+    let mut groundtruth = Vec::new();
+    for name in ["image1", "image2"] {
+        let image =
+            odh::data::image::decode_accurate(&std::fs::read(common::shared(&format!("reference/images/{name}.jpg"))?).unwrap())
+                .unwrap();
+        pixels.extend(odh::data::resize::resize_bilinear(&image.data, image.height, image.width, 3, 300, 300));
+        let boxes = golden.f32(&format!("gt/{name}/boxes")).chunks(4).map(|b| [b[0], b[1], b[2], b[3]]).collect::<Vec<_>>();
+        let classes: Vec<usize> = golden.get(&format!("gt/{name}/classes0")).iter().map(|&c| c as usize).collect();
+        let n = classes.len();
+        groundtruth.push(Groundtruth { boxes, classes, difficult: vec![false; n], group_of: vec![false; n] });
+    }
+    Some((Tensor::from_slice(&pixels).view([2, 300, 300, 3]), groundtruth))
+}
+
+#[test]
+fn one_training_step_equals_the_golden_tensors() {
+    let Some(path) = common::shared(&format!("reference/golden/{MODEL}__train.npz")) else { return };
+    let golden = Golden::open(&path);
+    let model = ssd(MODEL, 5);
+    let mut variables = Variables::new(model.variables(), 0, Device::Cpu).unwrap();
+    set_regenerated_weights(&mut variables);
+    let Some((images, groundtruth)) = batch(&golden) else { return };
+    let preprocessed = Ssd::preprocess(&images).unwrap();
+    assert!(golden.difference("preprocessed", &values(&preprocessed.permute([0, 2, 3, 1]))) < 1e-6);
+
+    let pass = exec::train(model.graph(), &variables, &preprocessed).unwrap();
+    let predictions = model.gather(&pass.outputs).unwrap();
+    let d = golden.difference("pred/box_encodings", &values(&predictions.box_encodings));
+    assert!(d < 1e-3, "box encodings: {d}");
+    let d = golden.difference("pred/class_predictions_with_background", &values(&predictions.class_predictions_with_background));
+    assert!(d < 1e-3, "class predictions: {d}");
+
+    let record = model.loss(&predictions, &groundtruth).unwrap();
+    let targets: Vec<f32> = record.targets.iter().flat_map(|t| t.codes.iter().copied()).collect();
+    assert!(golden.difference("rec/assign0/reg_targets", &targets) < 1e-5, "regression targets");
+    let weights: Vec<f32> = record.targets.iter().flat_map(|t| t.box_weights.iter().copied()).collect();
+    assert!(golden.difference("rec/assign0/reg_weights", &weights) == 0.0, "regression weights");
+    for (i, miner) in ["rec/miner0", "rec/miner2"].iter().enumerate() {
+        let mut selected: Vec<f64> = record.mined[i].selected.iter().map(|&s| s as f64).collect();
+        let mut expected = golden.get(&format!("{miner}/selected")).to_vec();
+        selected.sort_by(f64::total_cmp);
+        expected.sort_by(f64::total_cmp);
+        assert_eq!(selected, expected, "{miner}");
+        assert_eq!(record.mined[i].num_negatives as f64, golden.scalar(&format!("{miner}/num_neg")));
+    }
+    let close = |what: &str, mine: f64, golden: f64, tolerance: f64| {
+        assert!((mine - golden).abs() <= tolerance * golden.abs(), "{what}: {mine} is not {golden}");
+    };
+    close("localization loss", record.localization.double_value(&[]), golden.scalar("loss/Loss/localization_loss"), 1e-4);
+    close("classification loss", record.classification.double_value(&[]), golden.scalar("loss/Loss/classification_loss"), 1e-4);
+
+    let regularization: f64 = (0..variables.specs().len())
+        .map(|i| variables.specs()[i].l2 / 2.0 * variables.tensor(i).detach().square().sum(Kind::Double).double_value(&[]))
+        .sum();
+    close("regularization", regularization, golden.scalar("reg"), 1e-4);
+
+    (record.localization + record.classification).backward();
+    let global = golden.scalar("gnorm");
+    let mut compared = 0;
+    for (i, spec) in variables.specs().iter().enumerate().filter(|(_, s)| s.trainable) {
+        let gradient = variables.tensor(i).grad() + variables.tensor(i).detach() * spec.l2;
+        let flat = values_in_tensorflow_layout(spec, &gradient).unwrap();
+        let l2 = flat.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+        let expected = golden.scalar(&format!("grad/{}/l2", spec.name));
+        assert!((l2 - expected).abs() <= (5e-3 * expected).max(1e-6 * global), "{}: gradient norm {l2}, not {expected}", spec.name);
+        compared += 1;
+    }
+    assert_eq!(compared, 129);
+}
