@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use odh::formats::checkpoint_state::{self, CheckpointState};
-use odh::formats::tensor_bundle::{BundleReader, BundleWriter, Index, TensorData};
+use odh::formats::sstable;
+use odh::formats::tensor_bundle::{self, BundleReader, BundleWriter, Index, TensorData};
 use odh::proto::tensorflow::DataType;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 /// Written by TensorFlow 2.15.1 with `generate.py` beside it: three shards, partitioned variables, strings.
 fn fixture(name: &str) -> PathBuf {
@@ -145,6 +148,64 @@ fn flipping_any_byte_of_a_real_index_is_an_error_or_changes_nothing() {
     }
 }
 
+#[test]
+fn nonsense_in_an_index_with_right_checksums_is_an_error_and_never_a_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let prefix = folder.path().join("m");
+    for shard in 0..3 {
+        let name = format!("data-{shard:05}-of-00003");
+        fs::copy(fixture(&format!("sharded.ckpt-1234.{name}")), folder.path().join(format!("m.{name}"))).unwrap();
+    }
+    let index = folder.path().join("m.index");
+    let pairs = sstable::read(&fixture("sharded.ckpt-1234.index")).unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let mut errors = 0;
+    for _ in 0..2000 {
+        let mut pairs = pairs.clone();
+        let pair = rng.random_range(0..pairs.len());
+        for _ in 0..rng.random_range(1..3) {
+            let value = &mut pairs[pair].value;
+            let at = rng.random_range(0..value.len());
+            value[at] = [0, 1, 0x7f, 0x80, 0xff, rng.random()][rng.random_range(0..6)];
+        }
+        if rng.random_bool(0.1) {
+            pairs.remove(rng.random_range(0..pairs.len()));
+        }
+        let mut table = sstable::Writer::new(Vec::new());
+        for pair in &pairs {
+            table.add(&pair.key, &pair.value).unwrap();
+        }
+        fs::write(&index, table.finish().unwrap()).unwrap();
+        errors += usize::from(BundleReader::open(&prefix).and_then(|reader| reader.verify()).is_err());
+    }
+    assert!(errors > 1000, "only {errors} of 2000 were errors");
+}
+
+#[test]
+fn any_tensors_of_any_names_read_back_as_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    for round in 0..30 {
+        let prefix = folder.path().join(format!("model.ckpt-{round}"));
+        let mut wanted = BTreeMap::new();
+        for _ in 0..rng.random_range(0..40) {
+            let name: String = (0..rng.random_range(1..30))
+                .map(|_| ['a', '/', '_', '0', 'é', '층', '\u{10ffff}'][rng.random_range(0..7)])
+                .collect();
+            let (dtype, element) =
+                [(DataType::DtFloat, 4), (DataType::DtInt64, 8), (DataType::DtBool, 1)][rng.random_range(0..3)];
+            let shape: Vec<i64> = (0..rng.random_range(0..5)).map(|_| rng.random_range(0..6)).collect();
+            let bytes = (0..shape.iter().product::<i64>() * element).map(|_| rng.random()).collect();
+            wanted.insert(name, TensorData { dtype, shape, bytes });
+        }
+        tensor_bundle::write(&prefix, wanted.iter().rev().map(|(name, tensor)| (name.as_str(), tensor.clone()))).unwrap();
+        let reader = BundleReader::open(&prefix).unwrap();
+        let found: BTreeMap<_, _> =
+            reader.entries().iter().map(|entry| (entry.name.clone(), reader.read(&entry.name).unwrap())).collect();
+        assert_eq!(found, wanted);
+    }
+}
+
 /// A Python with TensorFlow, named by `ODH_TENSORFLOW_PYTHON`.
 fn tensorflow(script: &str, arguments: &[&Path]) -> Option<String> {
     let Some(python) = std::env::var_os("ODH_TENSORFLOW_PYTHON") else {
@@ -189,8 +250,5 @@ with v1.Session() as session:
     print(session.run(w).tolist(), session.run(g))
 "#;
     let Some(said) = tensorflow(script, &[folder.path()]) else { return };
-    assert_eq!(
-        said,
-        "모델's \"best\".ckpt-7 2\n103 [99.] 개\n[[-2.5, -1.5, -0.5], [0.5, 1.5, 2.5]] 1\n"
-    );
+    assert_eq!(said, "모델's \"best\".ckpt-7 2\n103 [99.] 개\n[[-2.5, -1.5, -0.5], [0.5, 1.5, 2.5]] 1\n");
 }

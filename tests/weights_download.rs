@@ -44,11 +44,13 @@ impl Reply {
     }
 }
 
+/// Path and `range` header of each request.
+type Log = Mutex<Vec<(String, Option<String>)>>;
+
 /// A server on this machine that lives as long as the test program.
 struct Server {
     url: String,
-    /// Path and `range` header of each request.
-    seen: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    seen: Arc<Log>,
 }
 
 impl Server {
@@ -72,7 +74,7 @@ impl Server {
     }
 }
 
-fn serve(mut stream: TcpStream, log: &Mutex<Vec<(String, Option<String>)>>, answer: &Answer) -> Option<()> {
+fn serve(mut stream: TcpStream, log: &Log, answer: &Answer) -> Option<()> {
     let mut lines = BufReader::new(stream.try_clone().ok()?).lines();
     let path = lines.next()?.ok()?.split(' ').nth(1)?.to_string();
     let mut headers = Vec::new();
@@ -123,12 +125,7 @@ fn ranged(body: &[u8], tag: &str, headers: &[(String, String)]) -> Reply {
 
 /// Does not keep a test waiting.
 fn quick() -> Patience {
-    Patience {
-        answer: Duration::from_secs(5),
-        more: Duration::from_millis(300),
-        attempts: 3,
-        pause: Duration::from_millis(5),
-    }
+    Patience { answer: Duration::from_secs(5), more: Duration::from_millis(300), attempts: 3, pause: Duration::from_millis(5) }
 }
 
 fn noise(length: usize) -> Vec<u8> {

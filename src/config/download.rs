@@ -131,20 +131,15 @@ fn attempt(agent: &Agent, url: &str, part: &Part, bar: &ProgressBar) -> Result<(
         }
         status => {
             let error = anyhow!("the server answered {status}");
-            let passing = status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
+            let passing =
+                status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT);
             Err(if passing { Stop::Retry(error) } else { Stop::GiveUp(error) })
         }
     }
 }
 
 /// Appends the body to the part.
-fn receive(
-    response: Response<ureq::Body>,
-    part: &Part,
-    have: u64,
-    size: Option<u64>,
-    bar: &ProgressBar,
-) -> Result<(), Stop> {
+fn receive(response: Response<ureq::Body>, part: &Part, have: u64, size: Option<u64>, bar: &ProgressBar) -> Result<(), Stop> {
     if let Some(size) = size {
         bar.set_length(size);
     }

@@ -62,7 +62,8 @@ pub fn pretrained(name: &str, options: &WeightsOptions) -> Result<PathBuf> {
         return Ok(prefix);
     }
     if let Some(archive) = archive_in(&options.zoo_dir, name)? {
-        return unpack(&archive, name, options).map_err(|failure| unusable(failure, &archive, "delete it and run again to download it afresh"));
+        return unpack(&archive, name, options)
+            .map_err(|failure| unusable(failure, &archive, "delete it and run again to download it afresh"));
     }
     fetch(name, options)
 }
@@ -218,7 +219,9 @@ fn unpack(archive: &Path, name: &str, options: &WeightsOptions) -> Result<PathBu
         Failure::Refused(anyhow!("it holds no {CHECKPOINT}.index, only {}", held.join(", ")))
     };
     let prefix = find(&temporary.0).map_err(Failure::Damaged)?.ok_or_else(no_checkpoint)?;
-    BundleReader::open(&prefix).and_then(|reader| reader.verify()).map_err(|error| Failure::Damaged(inside(error, &temporary.0)))?;
+    BundleReader::open(&prefix)
+        .and_then(|reader| reader.verify())
+        .map_err(|error| Failure::Damaged(inside(error, &temporary.0)))?;
 
     // An archive holds one folder, whatever it is called; else all of it is the model's.
     let top = children(&temporary.0);
@@ -260,7 +263,8 @@ fn children(folder: &Path) -> Vec<PathBuf> {
 
 fn unpack_bar(archive: &Path) -> ProgressBar {
     let size = fs::metadata(archive).map_or(0, |stat| stat.len());
-    let style = ProgressStyle::with_template("unpacking {msg} {wide_bar} {percent} %").unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template("unpacking {msg} {wide_bar} {percent} %").unwrap_or_else(|_| ProgressStyle::default_bar());
     let name = archive.file_name().unwrap_or_default().display().to_string();
     ProgressBar::new(size).with_style(style).with_message(name)
 }
@@ -304,7 +308,8 @@ mod tests {
 
     fn archive_of(top: &str) -> Vec<u8> {
         let (index, data) = checkpoint();
-        tar_gz(&[(&format!("{top}{INDEX}"), &index), (&format!("{top}{DATA}"), &data), (&format!("{top}pipeline.config"), b"")]).unwrap()
+        tar_gz(&[(&format!("{top}{INDEX}"), &index), (&format!("{top}{DATA}"), &data), (&format!("{top}pipeline.config"), b"")])
+            .unwrap()
     }
 
     /// A zoo folder with these files in it, and a base URL that has nothing.

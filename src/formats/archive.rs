@@ -83,7 +83,9 @@ fn safe_path(path: &Path, kind: EntryType) -> Result<PathBuf> {
     match kind {
         EntryType::Regular | EntryType::Continuous | EntryType::Directory => {}
         EntryType::Symlink | EntryType::Link => bail!("it holds a link, `{name}`, and links are not unpacked"),
-        EntryType::Char | EntryType::Block | EntryType::Fifo => bail!("it holds a device, `{name}`, and devices are not unpacked"),
+        EntryType::Char | EntryType::Block | EntryType::Fifo => {
+            bail!("it holds a device, `{name}`, and devices are not unpacked")
+        }
         other => bail!("it holds `{name}`, an entry of the unknown kind {other:?}"),
     }
     let mut inside = PathBuf::new();

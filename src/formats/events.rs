@@ -146,7 +146,10 @@ mod tests {
         assert_eq!(scalar.value[0].value, Some(SummaryValue::SimpleValue(2.5)));
         let Some(What::Summary(picture)) = &events[3].what else { panic!("{:?}", events[3]) };
         let Some(SummaryValue::Image(image)) = &picture.value[0].value else { panic!("{picture:?}") };
-        assert_eq!((image.width, image.height, image.colorspace, image.encoded_image_string.to_vec()), (640, 480, 3, vec![1, 2, 3]));
+        assert_eq!(
+            (image.width, image.height, image.colorspace, image.encoded_image_string.to_vec()),
+            (640, 480, 3, vec![1, 2, 3])
+        );
         assert!(events.iter().all(|event| event.wall_time > 1.7e9 && event.wall_time <= since_1970().as_secs_f64()));
         assert_eq!(events.len(), 4);
     }

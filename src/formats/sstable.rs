@@ -385,12 +385,13 @@ impl BlockBuilder {
 mod tests {
     use std::fs;
 
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
     use super::*;
 
     fn sample(n: usize) -> Vec<Pair> {
-        (0..n)
-            .map(|i| Pair { key: format!("scope/layer_{i:05}/weights").into_bytes(), value: vec![i as u8; i % 40] })
-            .collect()
+        (0..n).map(|i| Pair { key: format!("scope/layer_{i:05}/weights").into_bytes(), value: vec![i as u8; i % 40] }).collect()
     }
 
     fn table(pairs: &[Pair], block_size: usize) -> Vec<u8> {
@@ -488,6 +489,45 @@ mod tests {
         for length in 0..good.len() {
             assert!(read_bytes(&good[..length]).is_err(), "{length} of {} bytes", good.len());
         }
+    }
+
+    /// Blocks of `file`, which was written with `Writer`, as ranges without their trailers.
+    fn blocks(file: &[u8]) -> Vec<std::ops::Range<usize>> {
+        let footer = &file[file.len() - FOOTER..];
+        let mut cursor = Cursor::new(footer);
+        let handles = [cursor.handle().unwrap(), cursor.handle().unwrap()];
+        let mut all: Vec<Handle> = handles.to_vec();
+        let index = file[handles[1].offset as usize..][..handles[1].size as usize].to_vec();
+        let mut entries = Entries::new(&index).unwrap();
+        while let Some((_, value)) = entries.next().unwrap() {
+            all.push(Cursor::new(value).handle().unwrap());
+        }
+        all.iter().map(|handle| handle.offset as usize..(handle.offset + handle.size) as usize).collect()
+    }
+
+    #[test]
+    fn nonsense_under_a_right_checksum_is_an_error_or_a_table_and_never_a_panic() {
+        let good = table(&sample(40), 256);
+        let blocks = blocks(&good);
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let mut errors = 0;
+        for _ in 0..3000 {
+            let mut bad = good.clone();
+            for _ in 0..rng.random_range(1..4) {
+                let block = blocks[rng.random_range(0..blocks.len())].clone();
+                bad[rng.random_range(block.clone())] = [0, 1, 0x7f, 0x80, 0xff, rng.random()][rng.random_range(0..6)];
+                if rng.random_bool(0.1) {
+                    bad[block.end] = SNAPPY;
+                }
+                let crc = mask(crc32c::crc32c(&bad[block.start..=block.end]));
+                bad[block.end + 1..block.end + TRAILER].copy_from_slice(&crc.to_le_bytes());
+            }
+            match read_bytes(&bad) {
+                Ok(pairs) => assert!(pairs.is_sorted_by(|a, b| a.key < b.key)),
+                Err(_) => errors += 1,
+            }
+        }
+        assert!(errors > 1000, "only {errors} of 3000 were errors");
     }
 
     #[test]

@@ -5,267 +5,24 @@
 //!
 //! Source: TensorFlow's `core/util/tensor_bundle/tensor_bundle.cc` and `core/protobuf/tensor_bundle.proto`.
 
-use std::collections::{BTreeMap, HashMap};
-use std::ffi::OsString;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use prost::Message;
 
-use super::atomic_file::AtomicFile;
-use super::sstable;
-use super::tensor_slice::{self, Assembly, Slice};
+use super::bundle_index::{Extent, Place, shard_path, with_suffix};
+use super::tensor_data::unpack_strings;
+use super::tensor_slice::{self, Assembly};
 use super::tfrecord::mask;
-use crate::proto::tensorflow::{
-    BundleEntryProto, BundleHeaderProto, DataType, TensorShapeProto, VersionDef, bundle_header_proto::Endianness,
-    tensor_shape_proto::Dim,
-};
+use crate::proto::tensorflow::DataType;
 
-/// The format's version, which we write, and the oldest consumer we can stand in for.
-const VERSION: i32 = 1;
-
-/// A tensor's bytes as the checkpoint holds them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorData {
-    /// The type of its elements.
-    pub dtype: DataType,
-    /// Its sizes; none for a scalar.
-    pub shape: Vec<i64>,
-    /// Its elements, little endian, in row-major order.
-    pub bytes: Vec<u8>,
-}
-
-impl TensorData {
-    /// A float32 tensor.
-    pub fn from_f32(shape: &[i64], values: &[f32]) -> Self {
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        TensorData { dtype: DataType::DtFloat, shape: shape.to_vec(), bytes }
-    }
-
-    /// An int64 tensor, as `global_step` is (a scalar: `shape` is empty).
-    pub fn from_i64(shape: &[i64], values: &[i64]) -> Self {
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        TensorData { dtype: DataType::DtInt64, shape: shape.to_vec(), bytes }
-    }
-
-    /// Its elements, if they are float32.
-    pub fn to_f32(&self) -> Option<Vec<f32>> {
-        let value = |chunk: &[u8]| f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
-        (self.dtype == DataType::DtFloat).then(|| self.bytes.chunks_exact(4).map(value).collect())
-    }
-
-    /// Its elements, if they are int64.
-    pub fn to_i64(&self) -> Option<Vec<i64>> {
-        let value = |chunk: &[u8]| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(chunk);
-            i64::from_le_bytes(bytes)
-        };
-        (self.dtype == DataType::DtInt64).then(|| self.bytes.chunks_exact(8).map(value).collect())
-    }
-}
-
-/// A tensor as the index describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// The variable's name.
-    pub name: String,
-    /// The type of its elements.
-    pub dtype: DataType,
-    /// Its sizes; none for a scalar.
-    pub shape: Vec<i64>,
-    place: Place,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
-    Whole(Extent),
-    Sliced(Vec<(Slice, Extent)>),
-}
-
-/// A run of bytes in one shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Extent {
-    shard: i32,
-    offset: u64,
-    size: u64,
-    crc: u32,
-}
-
-impl Entry {
-    fn extents(&self) -> Vec<Extent> {
-        match &self.place {
-            Place::Whole(extent) => vec![*extent],
-            Place::Sliced(parts) => parts.iter().map(|(_, extent)| *extent).collect(),
-        }
-    }
-
-    /// The shape with its sizes known to be addressable.
-    fn sizes(&self) -> Vec<usize> {
-        self.shape.iter().map(|&size| size as usize).collect()
-    }
-}
-
-/// What a `.index` file says, by itself.
-#[derive(Debug, Clone)]
-pub struct Index {
-    /// The tensors, by name.
-    pub entries: Vec<Entry>,
-    /// How many data files there are.
-    pub num_shards: i32,
-}
-
-impl Index {
-    /// Reads and checks an index file; the data files are not looked at.
-    ///
-    /// # Errors
-    /// If it cannot be read, is damaged, or says what no TensorFlow would.
-    pub fn read(path: &Path) -> Result<Self> {
-        let pairs = sstable::read(path)?;
-        Self::from_pairs(pairs).with_context(|| format!("`{}`", path.display()))
-    }
-
-    fn from_pairs(pairs: Vec<sstable::Pair>) -> Result<Self> {
-        let mut pairs = pairs.into_iter();
-        let header = pairs.next().filter(|pair| pair.key.is_empty());
-        let header = header.context("it has no header entry (the empty key), so it is not a checkpoint's index")?;
-        let header = BundleHeaderProto::decode(header.value.as_slice()).context("its header entry does not decode, so it is not the index of a V2 checkpoint")?;
-        check_header(&header)?;
-
-        let mut raw: BTreeMap<Vec<u8>, BundleEntryProto> = BTreeMap::new();
-        for pair in pairs {
-            let entry = BundleEntryProto::decode(pair.value.as_slice())
-                .with_context(|| format!("the entry of `{}` does not decode", pair.key.escape_ascii()))?;
-            raw.insert(pair.key, entry);
-        }
-        let mut entries = Vec::new();
-        // Keys that start with a zero byte are the slices of partitioned tensors, which stand under their own names too.
-        for (key, proto) in raw.iter().filter(|(key, _)| key.first() != Some(&0)) {
-            let name = std::str::from_utf8(key)
-                .with_context(|| format!("the tensor name `{}` is not UTF-8", key.escape_ascii()))?;
-            let entry = entry(name, proto, &raw, header.num_shards).with_context(|| format!("tensor `{name}`"))?;
-            entries.push(entry);
-        }
-        check_overlap(&entries)?;
-        Ok(Index { entries, num_shards: header.num_shards })
-    }
-
-    /// The tensor of this name.
-    pub fn get(&self, name: &str) -> Option<&Entry> {
-        let at = self.entries.binary_search_by(|entry| entry.name.as_str().cmp(name)).ok()?;
-        self.entries.get(at)
-    }
-}
-
-fn check_header(header: &BundleHeaderProto) -> Result<()> {
-    ensure!(header.num_shards >= 1, "its header says {} data files, so it is not the index of a V2 checkpoint", header.num_shards);
-    match Endianness::try_from(header.endianness) {
-        Ok(Endianness::Little) => {}
-        Ok(Endianness::Big) => bail!(
-            "it was written on a big-endian machine, which is not supported: restore and save it with TensorFlow on a common PC"
-        ),
-        Err(_) => bail!("its header gives the unknown byte order {}", header.endianness),
-    }
-    let version = header.version.clone().unwrap_or_default();
-    ensure!(
-        version.min_consumer <= VERSION && !version.bad_consumers.contains(&VERSION),
-        "it needs a reader of version {} or later, and this one is version {VERSION}",
-        version.min_consumer
-    );
-    Ok(())
-}
-
-fn entry(name: &str, proto: &BundleEntryProto, raw: &BTreeMap<Vec<u8>, BundleEntryProto>, shards: i32) -> Result<Entry> {
-    let dtype = DataType::try_from(proto.dtype).ok().filter(|&dtype| dtype != DataType::DtInvalid);
-    let dtype = dtype.with_context(|| format!("its type has the unknown number {}", proto.dtype))?;
-    let shape = shape(proto)?;
-    let mut entry = Entry { name: name.to_string(), dtype, shape, place: Place::Sliced(Vec::new()) };
-    let sizes = entry.sizes();
-    let elements = tensor_slice::elements(&sizes)?;
-    if proto.slices.is_empty() {
-        entry.place = Place::Whole(extent(proto, dtype, elements, shards)?);
-        return Ok(entry);
-    }
-    ensure!(element_size(dtype).is_some(), "it is partitioned, which is not supported for {}", dtype.as_str_name());
-    let mut parts = Vec::with_capacity(proto.slices.len());
-    let mut held = 0usize;
-    for (i, slice) in proto.slices.iter().enumerate() {
-        let what = || format!("its slice {}", i + 1);
-        let part = raw.get(&tensor_slice::key(name, slice)).with_context(|| format!("{} has no entry of its own", what()))?;
-        ensure!(part.dtype == proto.dtype, "{} has the type number {}, the tensor {}", what(), part.dtype, proto.dtype);
-        let place = Slice::place(slice, &sizes).with_context(what)?;
-        let extent = extent(part, dtype, place.elements(), shards).with_context(what)?;
-        held = held.saturating_add(place.elements());
-        parts.push((place, extent));
-    }
-    ensure!(held == elements, "its slices hold {held} elements, the tensor {elements}: they overlap or leave gaps");
-    entry.place = Place::Sliced(parts);
-    Ok(entry)
-}
-
-fn shape(proto: &BundleEntryProto) -> Result<Vec<i64>> {
-    let shape = proto.shape.clone().unwrap_or_default();
-    ensure!(!shape.unknown_rank, "its shape is not known");
-    let sizes: Vec<i64> = shape.dim.iter().map(|dim| dim.size).collect();
-    ensure!(sizes.iter().all(|&size| size >= 0), "its shape {sizes:?} has a negative size");
-    Ok(sizes)
-}
-
-fn extent(proto: &BundleEntryProto, dtype: DataType, elements: usize, shards: i32) -> Result<Extent> {
-    let &BundleEntryProto { shard_id: shard, offset, size, crc32c: crc, .. } = proto;
-    ensure!((0..shards).contains(&shard), "it lies in data file {shard}, and there are {shards}");
-    ensure!(offset >= 0 && size >= 0, "it lies at byte {offset} with {size} bytes");
-    ensure!(offset.checked_add(size).is_some(), "it lies at byte {offset} with {size} bytes, which is too far");
-    let (offset, size) = (offset as u64, size as u64);
-    if let Some(element) = element_size(dtype) {
-        let wanted = elements.checked_mul(element).map(|n| n as u64);
-        ensure!(
-            wanted == Some(size),
-            "it has {size} bytes, but {elements} elements of {} take {} each",
-            dtype.as_str_name(),
-            element
-        );
-    } else if dtype == DataType::DtString {
-        // At least a length byte for each string.
-        ensure!(elements as u64 <= size, "it has {size} bytes, too few for {elements} strings");
-    }
-    Ok(Extent { shard, offset, size, crc })
-}
-
-/// No two tensors share bytes in a real checkpoint.
-fn check_overlap(entries: &[Entry]) -> Result<()> {
-    let extents = entries.iter().flat_map(|entry| entry.extents().into_iter().map(move |extent| (extent, &entry.name)));
-    let mut extents: Vec<_> = extents.filter(|(extent, _)| extent.size > 0).collect();
-    extents.sort_by_key(|(extent, _)| (extent.shard, extent.offset));
-    for pair in extents.windows(2) {
-        let [(a, a_name), (b, b_name)] = pair else { continue };
-        ensure!(
-            a.shard != b.shard || a.offset + a.size <= b.offset,
-            "tensors `{a_name}` (bytes {} to {}) and `{b_name}` (from byte {}) overlap in data file {}",
-            a.offset,
-            a.offset + a.size,
-            b.offset,
-            a.shard
-        );
-    }
-    Ok(())
-}
-
-/// Bytes of one element; `None` for types without a fixed size.
-pub fn element_size(dtype: DataType) -> Option<usize> {
-    use DataType::*;
-    match dtype {
-        DtUint8 | DtInt8 | DtBool | DtQint8 | DtQuint8 => Some(1),
-        DtInt16 | DtUint16 | DtQint16 | DtQuint16 | DtBfloat16 | DtHalf => Some(2),
-        DtFloat | DtInt32 | DtUint32 | DtQint32 => Some(4),
-        DtDouble | DtInt64 | DtUint64 | DtComplex64 => Some(8),
-        DtComplex128 => Some(16),
-        DtInvalid | DtString | DtResource | DtVariant => None,
-    }
-}
+pub use super::bundle_index::{Entry, Index};
+pub use super::bundle_writer::{BundleWriter, remove, write};
+pub use super::tensor_data::{TensorData, element_size};
 
 /// An open checkpoint.
 #[derive(Debug)]
@@ -298,10 +55,8 @@ impl BundleReader {
         for entry in &index.entries {
             for extent in entry.extents() {
                 let (shard, length) = match shards.entry(extent.shard) {
-                    std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-                    std::collections::hash_map::Entry::Vacant(new) => {
-                        new.insert(open_shard(prefix, extent.shard, index.num_shards)?)
-                    }
+                    Slot::Occupied(known) => known.into_mut(),
+                    Slot::Vacant(new) => new.insert(open_shard(prefix, extent.shard, index.num_shards)?),
                 };
                 let end = extent.offset + extent.size;
                 ensure!(
@@ -389,8 +144,9 @@ impl BundleReader {
         };
         let (bytes, _) = self.bytes(name, *extent)?;
         let count = tensor_slice::elements(&entry.sizes())?;
-        let (strings, found) = unpack_strings(&bytes, count)
-            .with_context(|| format!("`{}`: tensor `{name}`", self.shard(*extent).map_or(&self.index_path, |s| &s.path).display()))?;
+        let (strings, found) = unpack_strings(&bytes, count).with_context(|| {
+            format!("`{}`: tensor `{name}`", self.shard(*extent).map_or(&self.index_path, |s| &s.path).display())
+        })?;
         self.check(name, *extent, found)?;
         Ok((entry.shape.clone(), strings))
     }
@@ -454,21 +210,15 @@ impl BundleReader {
 fn open_shard(prefix: &Path, id: i32, count: i32) -> Result<(Shard, u64)> {
     let path = shard_path(prefix, id, count);
     let file = File::open(&path).with_context(|| {
-        format!("`{}`: the checkpoint's data file {} of {count} cannot be opened; put it beside the index", path.display(), id + 1)
+        format!(
+            "`{}`: the checkpoint's data file {} of {count} cannot be opened; put it beside the index",
+            path.display(),
+            id + 1
+        )
     })?;
     let stat = file.metadata().with_context(|| format!("cannot read `{}`", path.display()))?;
     ensure!(stat.is_file(), "`{}` is not a file", path.display());
     Ok((Shard { path, file }, stat.len()))
-}
-
-fn shard_path(prefix: &Path, id: i32, count: i32) -> PathBuf {
-    with_suffix(prefix, &format!(".data-{id:05}-of-{count:05}"))
-}
-
-fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(prefix);
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 /// Why there is no checkpoint at `prefix`, as nearly as its surroundings tell.
@@ -513,204 +263,24 @@ fn checkpoints_in(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Strings lie as their lengths, the checksum of the lengths, and their bytes one behind the other.
-///
-/// Returns the strings and the checksum of the tensor, which covers the lengths as fixed-size numbers.
-fn unpack_strings(bytes: &[u8], count: usize) -> Result<(Vec<Vec<u8>>, u32)> {
-    let mut rest = bytes;
-    let mut lengths = Vec::with_capacity(count);
-    let mut crc = 0;
-    for i in 0..count {
-        let (length, used) = sstable::varint(rest).with_context(|| format!("the length of string {i} is cut short"))?;
-        crc = append_length(crc, length);
-        lengths.push(length);
-        rest = &rest[used..];
-    }
-    let Some((stored, mut rest)) = rest.split_first_chunk::<4>() else {
-        bail!("the checksum of its lengths is cut short");
-    };
-    let found = mask(crc);
-    ensure!(found.to_le_bytes() == *stored, "the checksum of its string lengths differs: the file is damaged");
-    crc = crc32c::crc32c_append(crc, stored);
-    crc = crc32c::crc32c_append(crc, rest);
-    let mut strings = Vec::with_capacity(count);
-    for (i, length) in lengths.into_iter().enumerate() {
-        let Some((string, after)) = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length)) else {
-            bail!("string {i} has {length} bytes, and {} are left", rest.len());
-        };
-        strings.push(string.to_vec());
-        rest = after;
-    }
-    ensure!(rest.is_empty(), "{} bytes are left after its last string", rest.len());
-    Ok((strings, crc))
-}
-
-fn append_length(crc: u32, length: u64) -> u32 {
-    match u32::try_from(length) {
-        Ok(short) => crc32c::crc32c_append(crc, &short.to_le_bytes()),
-        Err(_) => crc32c::crc32c_append(crc, &length.to_le_bytes()),
-    }
-}
-
-/// Writes a checkpoint as TensorFlow's Saver would: tensors in any order, then `finish`.
-///
-/// The files have temporary names until `finish`; a writer that is dropped before takes them away.
-pub struct BundleWriter {
-    prefix: PathBuf,
-    data: AtomicFile,
-    /// Where the next tensor goes; `None` once writing has failed, since nothing after that lies where it should.
-    offset: Option<u64>,
-    entries: BTreeMap<String, BundleEntryProto>,
-}
-
-impl BundleWriter {
-    /// Starts the checkpoint `prefix`; its folder is made.
-    ///
-    /// # Errors
-    /// If its files cannot be created.
-    pub fn create(prefix: &Path) -> Result<Self> {
-        let data = AtomicFile::create(&shard_path(prefix, 0, 1))?;
-        Ok(BundleWriter { prefix: prefix.to_path_buf(), data, offset: Some(0), entries: BTreeMap::new() })
-    }
-
-    /// Appends a tensor of numbers.
-    ///
-    /// # Errors
-    /// If the name is taken or empty, the bytes do not fit the shape, or writing fails (the disk is full).
-    pub fn add(&mut self, name: &str, tensor: &TensorData) -> Result<()> {
-        let sizes: Result<Vec<usize>, _> = tensor.shape.iter().map(|&size| usize::try_from(size)).collect();
-        let sizes = sizes.ok().with_context(|| format!("tensor `{name}`: shape {:?} has a negative size", tensor.shape))?;
-        let elements = tensor_slice::elements(&sizes).with_context(|| format!("tensor `{name}`"))?;
-        let element = element_size(tensor.dtype)
-            .with_context(|| format!("tensor `{name}`: {} has no fixed size", tensor.dtype.as_str_name()))?;
-        ensure!(
-            elements.checked_mul(element) == Some(tensor.bytes.len()),
-            "tensor `{name}`: {} bytes do not fill shape {:?} of {}",
-            tensor.bytes.len(),
-            tensor.shape,
-            tensor.dtype.as_str_name()
-        );
-        self.append(name, tensor.dtype, &tensor.shape, &tensor.bytes, crc32c::crc32c(&tensor.bytes))
-    }
-
-    /// Appends a tensor of strings.
-    ///
-    /// # Errors
-    /// As `add`.
-    pub fn add_strings<S: AsRef<[u8]>>(&mut self, name: &str, shape: &[i64], strings: &[S]) -> Result<()> {
-        let elements: i64 = shape.iter().product();
-        ensure!(elements == strings.len() as i64, "tensor `{name}`: {} strings do not fill shape {shape:?}", strings.len());
-        let mut bytes = Vec::new();
-        let mut crc = 0;
-        for string in strings {
-            let length = string.as_ref().len() as u64;
-            sstable::put_varint(&mut bytes, length);
-            crc = append_length(crc, length);
-        }
-        let lengths = mask(crc).to_le_bytes();
-        bytes.extend_from_slice(&lengths);
-        crc = crc32c::crc32c_append(crc, &lengths);
-        for string in strings {
-            bytes.extend_from_slice(string.as_ref());
-            crc = crc32c::crc32c_append(crc, string.as_ref());
-        }
-        self.append(name, DataType::DtString, shape, &bytes, crc)
-    }
-
-    fn append(&mut self, name: &str, dtype: DataType, shape: &[i64], bytes: &[u8], crc: u32) -> Result<()> {
-        ensure!(!name.is_empty() && !name.starts_with('\0'), "a tensor cannot be named `{}`", name.escape_default());
-        ensure!(!self.entries.contains_key(name), "tensor `{name}` is already in the checkpoint");
-        let path = shard_path(&self.prefix, 0, 1);
-        let offset = self.offset.take().with_context(|| broken(&path))?;
-        self.data.write_all(bytes).with_context(|| format!("cannot write `{}`", path.display()))?;
-        self.offset = Some(offset + bytes.len() as u64);
-        let dim = shape.iter().map(|&size| Dim { size, name: String::new() }).collect();
-        let entry = BundleEntryProto {
-            dtype: dtype.into(),
-            shape: Some(TensorShapeProto { dim, unknown_rank: false }),
-            shard_id: 0,
-            offset: offset as i64,
-            size: bytes.len() as i64,
-            crc32c: mask(crc),
-            slices: Vec::new(),
-        };
-        self.entries.insert(name.to_string(), entry);
-        Ok(())
-    }
-
-    /// Writes the index, makes sure that everything is on disk, and gives the files their names, the index last.
-    ///
-    /// # Errors
-    /// If writing fails; the checkpoint is then not there.
-    pub fn finish(self) -> Result<()> {
-        ensure!(self.offset.is_some(), broken(&shard_path(&self.prefix, 0, 1)));
-        let index_path = with_suffix(&self.prefix, ".index");
-        let index = AtomicFile::create(&index_path)?;
-        let index = self.write_index(index).with_context(|| format!("cannot write `{}`", index_path.display()))?;
-        // An index from an earlier save under this name must not meet the new data.
-        remove_if_there(&index_path)?;
-        self.data.commit()?;
-        index.commit()?;
-        let folder = self.prefix.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).with_context(|| format!("cannot sync `{}`", folder.display()))
-    }
-
-    fn write_index(&self, file: AtomicFile) -> Result<AtomicFile> {
-        let mut table = sstable::Writer::new(file);
-        let version = Some(VersionDef { producer: VERSION, min_consumer: 0, bad_consumers: Vec::new() });
-        let header = BundleHeaderProto { num_shards: 1, endianness: Endianness::Little.into(), version };
-        table.add(b"", &header.encode_to_vec())?;
-        for (name, entry) in &self.entries {
-            table.add(name.as_bytes(), &entry.encode_to_vec())?;
-        }
-        table.finish()
-    }
-}
-
-fn broken(path: &Path) -> String {
-    format!("`{}` is not whole: writing it failed before", path.display())
-}
-
-/// Writes a whole checkpoint.
-///
-/// # Errors
-/// As `BundleWriter`'s steps.
-pub fn write<'a>(prefix: &Path, tensors: impl IntoIterator<Item = (&'a str, TensorData)>) -> Result<()> {
-    let mut writer = BundleWriter::create(prefix)?;
-    for (name, tensor) in tensors {
-        writer.add(name, &tensor)?;
-    }
-    writer.finish()
-}
-
-/// Deletes a checkpoint's files, the index first so that none is left half; one that is not there is no error.
-///
-/// # Errors
-/// If a file cannot be deleted.
-pub fn remove(prefix: &Path) -> Result<()> {
-    let shards = Index::read(&with_suffix(prefix, ".index")).map_or(1, |index| index.num_shards);
-    remove_if_there(&with_suffix(prefix, ".index"))?;
-    for shard in 0..shards {
-        remove_if_there(&shard_path(prefix, shard, shards))?;
-    }
-    remove_if_there(&with_suffix(prefix, ".meta"))
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(|| format!("cannot delete `{}`", path.display())),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
+    use crate::formats::bundle_index::check_header;
+    use crate::formats::sstable;
+    use crate::proto::tensorflow::{
+        BundleEntryProto, BundleHeaderProto, TensorShapeProto, VersionDef, bundle_header_proto::Endianness,
+        tensor_shape_proto::Dim,
+    };
 
     fn sample(folder: &Path) -> PathBuf {
         let prefix = folder.join("model.ckpt");
         let mut writer = BundleWriter::create(&prefix).unwrap();
-        writer.add("b/weights", &TensorData::from_f32(&[2, 3], &[0.0, 1.0, -2.5, f32::MIN_POSITIVE, f32::INFINITY, 6.0])).unwrap();
+        writer
+            .add("b/weights", &TensorData::from_f32(&[2, 3], &[0.0, 1.0, -2.5, f32::MIN_POSITIVE, f32::INFINITY, 6.0]))
+            .unwrap();
         writer.add("global_step", &TensorData::from_i64(&[], &[1 << 40])).unwrap();
         writer.add("a/empty", &TensorData::from_f32(&[0, 7], &[])).unwrap();
         writer.add_strings("names", &[2, 1], &["", "개"]).unwrap();
@@ -835,12 +405,17 @@ mod tests {
         let error = BundleReader::open(&prefix).unwrap_err().to_string();
         assert!(error.contains("is cut short: it has 30 bytes, and tensor `global_step` lies at bytes 24 to 32"), "{error}");
         fs::remove_file(&path).unwrap();
-        assert!(error_of(&prefix).contains("model.ckpt.data-00000-of-00001`: the checkpoint's data file 1 of 1"), "{}", error_of(&prefix));
+        assert!(
+            error_of(&prefix).contains("model.ckpt.data-00000-of-00001`: the checkpoint's data file 1 of 1"),
+            "{}",
+            error_of(&prefix)
+        );
     }
 
     #[test]
     fn sizes_that_no_file_holds_are_refused_without_allocating_them() {
-        let cases: [(&str, fn(&mut BundleEntryProto)); 8] = [
+        type Change = fn(&mut BundleEntryProto);
+        let cases: [(&str, Change); 8] = [
             ("has too many elements", |e| e.shape = Some(shape_of(&[i64::MAX, i64::MAX]))),
             ("elements of DT_FLOAT take 4 each", |e| e.shape = Some(shape_of(&[1 << 40]))),
             ("has a negative size", |e| e.shape = Some(shape_of(&[-6]))),

@@ -179,6 +179,9 @@ fn put_signed(key: &mut Vec<u8>, value: i64) {
 
 #[cfg(test)]
 mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
     use super::*;
     use crate::proto::tensorflow::tensor_slice_proto::Extent;
 
@@ -227,6 +230,53 @@ mod tests {
             whole.put(&slice, &data).unwrap();
         }
         assert_eq!(whole.finish().unwrap(), [0, 1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    /// Splits a box at random along random axes.
+    fn split(slice: Slice, rng: &mut ChaCha8Rng, into: &mut Vec<Slice>) {
+        let axis = rng.random_range(0..slice.length.len());
+        if slice.length[axis] < 2 || rng.random_bool(0.3) {
+            into.push(slice);
+            return;
+        }
+        let at = rng.random_range(1..slice.length[axis]);
+        let (mut low, mut high) = (slice.clone(), slice);
+        low.length[axis] = at;
+        high.start[axis] += at;
+        high.length[axis] -= at;
+        split(low, rng, into);
+        split(high, rng, into);
+    }
+
+    #[test]
+    fn any_partition_of_any_tensor_comes_together() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        for _ in 0..200 {
+            let shape: Vec<usize> = (0..rng.random_range(1..5)).map(|_| rng.random_range(1..6)).collect();
+            let count = elements(&shape).unwrap();
+            let mut slices = Vec::new();
+            split(Slice { start: vec![0; shape.len()], length: shape.clone() }, &mut rng, &mut slices);
+            let mut whole = Assembly::new(&shape, 2).unwrap();
+            for slice in &slices {
+                // Element by element: its number in the whole, as two bytes.
+                let mut data = Vec::new();
+                for flat in 0..count {
+                    let mut left = flat;
+                    let mut inside = true;
+                    for axis in (0..shape.len()).rev() {
+                        let at = left % shape[axis];
+                        left /= shape[axis];
+                        inside &= (slice.start[axis]..slice.start[axis] + slice.length[axis]).contains(&at);
+                    }
+                    if inside {
+                        data.extend_from_slice(&(flat as u16).to_le_bytes());
+                    }
+                }
+                whole.put(slice, &data).unwrap();
+            }
+            let wanted: Vec<u8> = (0..count as u16).flat_map(u16::to_le_bytes).collect();
+            assert_eq!(whole.finish().unwrap(), wanted, "{shape:?} in {} slices", slices.len());
+        }
     }
 
     #[test]
