@@ -286,19 +286,6 @@ fn dropping_it_ends_its_threads_at_once() {
 }
 
 #[test]
-fn a_config_that_asks_for_another_resizer_is_refused_by_name() {
-    use pb::image_resizer::ImageResizerOneof as Kind;
-    let built = |kind| Resizer::from_config(&pb::ImageResizer { image_resizer_oneof: kind });
-    let fixed = pb::FixedShapeResizer { height: Some(320), ..Default::default() };
-    assert_eq!(built(Some(Kind::FixedShapeResizer(fixed))).unwrap(), Resizer::FixedShape { height: 320, width: 300 });
-    let said = |kind| format!("{:#}", built(kind).unwrap_err());
-    let bicubic = pb::FixedShapeResizer { resize_method: Some(2), ..Default::default() };
-    assert!(said(Some(Kind::FixedShapeResizer(bicubic))).contains("resize_method BICUBIC"));
-    assert!(said(Some(Kind::KeepAspectRatioResizer(Default::default()))).contains("keep_aspect_ratio_resizer"));
-    assert!(said(None).contains("image_resizer is empty"));
-}
-
-#[test]
 fn real_photos_load_and_never_keep_a_slow_step_waiting() {
     let Some(photos) = common::shared("datasets/raccoon/images") else { return };
     let folder = tempfile::tempdir().unwrap();

@@ -39,6 +39,9 @@ pub struct Header {
     pub process: u8,
 }
 
+/// Rows decoded at a time.
+const STRIP: usize = 64;
+
 const SOI: u8 = 0xD8;
 const EOI: u8 = 0xD9;
 const SOS: u8 = 0xDA;
@@ -192,6 +195,16 @@ pub fn decode(bytes: &[u8], dct: Dct) -> Result<(usize, usize, Vec<u8>)> {
             header.process - 0xC0
         );
     }
+    // Every 8 x 8 block takes a bit at the least, and the finest component has at least a quarter of the blocks that the
+    // picture would have at full size. Below that a damaged header would only cost memory and time.
+    if header.width.div_ceil(8) * header.height.div_ceil(8) / 4 > bytes.len() * 8 {
+        bail!(
+            "the JPEG's {} bytes cannot hold its {} x {} pixels; the file is truncated or its header damaged",
+            bytes.len(),
+            header.width,
+            header.height
+        );
+    }
     let exhausted = Cell::new(false);
     // libjpeg's errors arrive by unwinding (`resume_unwind`, so no panic hook runs and nothing is printed).
     let outcome = catch_unwind(AssertUnwindSafe(|| decode_with_libjpeg(bytes, &header, dct, &exhausted)));
@@ -230,13 +243,17 @@ fn decode_with_libjpeg(bytes: &[u8], header: &Header, dct: Dct, exhausted: &Cell
     let inks = matches!(decompress.color_space(), ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK);
     let mut started = decompress.to_colorspace(if inks { ColorSpace::JCS_CMYK } else { ColorSpace::JCS_RGB })?;
     truncated(exhausted)?;
-    let samples: Vec<u8> = started.read_scanlines()?;
-    truncated(exhausted)?;
-    let data = if inks { rgb_of_cmyk(&samples, header.adobe) } else { samples };
-    if data.len() != width * height * 3 {
-        bail!("the JPEG decoded to {} bytes where {width} x {height} x 3 were expected; the file is damaged", data.len());
+    if (started.width(), started.height()) != (width, height) || (width, height) != (header.width, header.height) {
+        bail!("the JPEG gives its size in two ways; the file is damaged");
     }
-    Ok((width, height, data))
+    let row = width * if inks { 4 } else { 3 };
+    let mut samples = vec![0; row * height];
+    // In strips, so that a truncated picture ends where its data do, not after a long grey rest.
+    for strip in samples.chunks_mut(row * STRIP) {
+        started.read_scanlines_into(strip)?;
+        truncated(exhausted)?;
+    }
+    Ok((width, height, if inks { rgb_of_cmyk(&samples, header.adobe) } else { samples }))
 }
 
 /// CMYK to RGB with TensorFlow's integer rule; `inverted` as Adobe stores it (255 is no ink).

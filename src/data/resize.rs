@@ -2,10 +2,6 @@
 //!
 //! Source: `tensorflow/core/kernels/image/resize_bilinear_op.cc`, legacy scaler.
 
-use anyhow::{Result, bail, ensure};
-
-use crate::proto::object_detection::protos as pb;
-
 /// What size a model wants its pictures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resizer {
@@ -19,38 +15,6 @@ pub enum Resizer {
 }
 
 impl Resizer {
-    /// Reads `image_resizer` of a pipeline config.
-    ///
-    /// # Errors
-    /// If it is not set, or asks for what is not supported; the field is named.
-    pub fn from_config(config: &pb::ImageResizer) -> Result<Self> {
-        use pb::image_resizer::ImageResizerOneof as Kind;
-        match &config.image_resizer_oneof {
-            None => bail!("image_resizer is empty; set fixed_shape_resizer {{ height: 300 width: 300 }}"),
-            Some(Kind::FixedShapeResizer(c)) => {
-                let (height, width) = (c.height(), c.width());
-                ensure!(
-                    height > 0 && width > 0,
-                    "image_resizer.fixed_shape_resizer: height {height} and width {width} must be above 0"
-                );
-                ensure!(
-                    c.resize_method() == pb::ResizeType::Bilinear,
-                    "image_resizer.fixed_shape_resizer: resize_method {} is not supported; BILINEAR is",
-                    c.resize_method().as_str_name()
-                );
-                ensure!(
-                    !c.convert_to_grayscale(),
-                    "image_resizer.fixed_shape_resizer: convert_to_grayscale is not supported; remove it"
-                );
-                Ok(Self::FixedShape { height: height as usize, width: width as usize })
-            }
-            Some(Kind::KeepAspectRatioResizer(_)) => {
-                bail!("image_resizer.keep_aspect_ratio_resizer is not supported; fixed_shape_resizer is")
-            }
-            Some(Kind::IdentityResizer(_)) => bail!("image_resizer.identity_resizer is not supported; fixed_shape_resizer is"),
-        }
-    }
-
     /// The height and width that a picture of `size` (height, width) is resized to.
     pub fn size_for(self, _size: (usize, usize)) -> (usize, usize) {
         match self {
