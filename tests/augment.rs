@@ -211,6 +211,7 @@ fn every_step() -> Vec<Augmentation> {
         built(Step::RandomCropToAspectRatio(Default::default())),
         built(Step::RandomBlackPatches(Default::default())),
         built(Step::ResizeImage(resize)),
+        built(Step::RandomResizeMethod(pb::RandomResizeMethod { target_height: Some(30.0), target_width: Some(99.0) })),
         built(Step::SubtractChannelMean(pb::SubtractChannelMean { means: vec![1.0, 2.0, 3.0] })),
         built(Step::NormalizeImage(normalize)),
         built(Step::SsdRandomCrop(Default::default())),
@@ -236,7 +237,7 @@ fn every_step_leaves_a_whole_picture_with_boxes_inside_and_repeats_itself_from_o
             let values = match &s.pixels {
                 Pixels::Bytes(data) => data.len(),
                 Pixels::Floats(data) => {
-                    assert!(data.iter().all(|v| (-3.0..=255.0).contains(v)), "{augmentation:?}");
+                    assert!(data.iter().all(|v| (-64.0..=320.0).contains(v)), "{augmentation:?}");
                     data.len()
                 }
             };
@@ -268,7 +269,8 @@ fn padding_keeps_the_pixels_under_the_boxes() {
 fn what_is_not_supported_or_out_of_range_is_refused_by_name() {
     let refusals = [
         (Step::RgbToGray(pb::RgBtoGray {}), "rgb_to_gray"),
-        (Step::RandomResizeMethod(Default::default()), "random_resize_method"),
+        (Step::RandomResizeMethod(Default::default()), "random_resize_method: target_height 0"),
+        (Step::RandomAbsolutePadImage(Default::default()), "random_absolute_pad_image is not supported"),
         (Step::ScaleBoxesToPixelCoordinates(Default::default()), "scale_boxes_to_pixel_coordinates"),
         (Step::RandomDistortColor(pb::RandomDistortColor { color_ordering: Some(2) }), "color_ordering 2"),
         (Step::RandomPadImage(pb::RandomPadImage { pad_color: vec![1.0], ..Default::default() }), "pad_color has 1"),
@@ -277,10 +279,7 @@ fn what_is_not_supported_or_out_of_range_is_refused_by_name() {
             "ssd_random_crop.operations[0]: min_aspect_ratio 0",
         ),
         (Step::RandomCropImage(pb::RandomCropImage { min_area: Some(0.0), ..Default::default() }), "min_area 0"),
-        (
-            Step::ResizeImage(pb::ResizeImage { new_height: Some(3), new_width: Some(3), method: Some(2) }),
-            "method BICUBIC is not supported",
-        ),
+        (Step::ResizeImage(pb::ResizeImage { new_height: Some(3), ..Default::default() }), "new_width 0"),
     ];
     for (which, said) in refusals {
         let error = format!("{:#}", Augmentation::from_config(&step(which)).unwrap_err());

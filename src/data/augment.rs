@@ -16,6 +16,7 @@ use crate::data::augment::color::Color;
 use crate::data::augment::crop::{Crop, crop_to_aspect_ratio, ssd_random_crop};
 use crate::data::augment::flip::Flip;
 use crate::data::augment::pad::{CropPad, Fill, Pad, pad_to_aspect_ratio};
+use crate::data::resample::{self, Method};
 use crate::data::resize::{Corners, resize_bilinear_with};
 use crate::data::sample::{Pixels, Sample};
 use crate::proto::object_detection::protos as pb;
@@ -57,8 +58,10 @@ pub enum Augmentation {
     CropToAspectRatio(f32, f32),
     /// Resizes by a factor between the two; boxes are normalized and stay.
     Scale(f32, f32),
-    /// Resizes to this height and width, bilinear.
-    Resize(usize, usize),
+    /// Resizes to this height and width.
+    Resize(Method, usize, usize),
+    /// Resizes to this height and width by one of the methods.
+    ResizeByAnyMethod(usize, usize),
     /// Moves each corner by up to this share of the box's sides.
     JitterBoxes(f32),
     /// Subtracts each channel's mean.
@@ -143,15 +146,24 @@ impl Augmentation {
                 Self::CropToAspectRatio(ratio, c.overlap_thresh())
             }
             Step::ResizeImage(c) => {
-                use pb::resize_image::Method;
+                use pb::resize_image::Method as Named;
                 let (height, width) = (c.new_height(), c.new_width());
                 ensure!(height > 0 && width > 0, "resize_image: new_height {height} and new_width {width} must be above 0");
+                let method = match c.method() {
+                    Named::Area => Method::Area,
+                    Named::Bicubic => Method::Bicubic,
+                    Named::Bilinear => Method::Bilinear,
+                    Named::NearestNeighbor => Method::NearestNeighbor,
+                };
+                Self::Resize(method, height as usize, width as usize)
+            }
+            Step::RandomResizeMethod(c) => {
+                let (height, width) = (c.target_height(), c.target_width());
                 ensure!(
-                    c.method() == Method::Bilinear,
-                    "resize_image: method {} is not supported; BILINEAR is",
-                    c.method().as_str_name()
+                    height >= 1.0 && width >= 1.0,
+                    "random_resize_method: target_height {height} and target_width {width} must be at least 1"
                 );
-                Self::Resize(height as usize, width as usize)
+                Self::ResizeByAnyMethod(height as usize, width as usize)
             }
             Step::SubtractChannelMean(c) => match c.means[..] {
                 [r, g, b] => Self::SubtractMean([r, g, b]),
@@ -238,7 +250,6 @@ impl Augmentation {
                 min_ratio: pair("ssd_random_crop_pad_fixed_aspect_ratio: min_padded_size_ratio", &c.min_padded_size_ratio, 1.0)?,
                 max_ratio: pair("ssd_random_crop_pad_fixed_aspect_ratio: max_padded_size_ratio", &c.max_padded_size_ratio, 2.0)?,
             },
-            Step::RandomResizeMethod(_) => bail!(unsupported("random_resize_method")),
             Step::ScaleBoxesToPixelCoordinates(_) => bail!(
                 "data_augmentation_options: scale_boxes_to_pixel_coordinates is not supported: boxes stay normalized until \
                  the model scales them; remove it"
@@ -273,9 +284,12 @@ impl Augmentation {
             Self::Scale(low, high) => {
                 let factor = rng.random::<f32>() * (high - low) + low;
                 let side = |pixels: usize| ((pixels as f32 * factor) as usize).max(1);
-                resize(sample, (side(sample.height), side(sample.width)), Corners::Aligned);
+                scale(sample, (side(sample.height), side(sample.width)));
             }
-            Self::Resize(height, width) => resize(sample, (*height, *width), Corners::Legacy),
+            Self::Resize(method, height, width) => resize(sample, *method, (*height, *width)),
+            Self::ResizeByAnyMethod(height, width) => {
+                resize(sample, Method::ALL[rng.random_range(0..Method::ALL.len())], (*height, *width));
+            }
             Self::JitterBoxes(ratio) => {
                 for bbox in &mut sample.groundtruth.boxes {
                     let (height, width) = (bbox[2] - bbox[0], bbox[3] - bbox[1]);
@@ -302,15 +316,25 @@ fn unsupported(step: &str) -> String {
     format!("data_augmentation_options: {step} is not supported; remove it")
 }
 
-fn resize(sample: &mut Sample, (height, width): (usize, usize), corners: Corners) {
+/// Bilinear, with the corners of both pictures on each other.
+fn scale(sample: &mut Sample, (height, width): (usize, usize)) {
     let mut out = vec![0.0; height * width * 3];
     let from = (sample.height, sample.width, 3);
     match &sample.pixels {
-        Pixels::Bytes(data) => resize_bilinear_with(corners, data, from, (height, width), &mut out),
-        Pixels::Floats(data) => resize_bilinear_with(corners, data, from, (height, width), &mut out),
+        Pixels::Bytes(data) => resize_bilinear_with(Corners::Aligned, data, from, (height, width), &mut out),
+        Pixels::Floats(data) => resize_bilinear_with(Corners::Aligned, data, from, (height, width), &mut out),
     }
     sample.pixels = Pixels::Floats(out);
     (sample.height, sample.width) = (height, width);
+}
+
+fn resize(sample: &mut Sample, method: Method, to: (usize, usize)) {
+    let from = (sample.height, sample.width);
+    sample.pixels = Pixels::Floats(match &sample.pixels {
+        Pixels::Bytes(data) => resample::resize(method, data, from, to),
+        Pixels::Floats(data) => resample::resize(method, data, from, to),
+    });
+    (sample.height, sample.width) = to;
 }
 
 /// The listed crops, checked, or upstream's seven (or fewer) where none are listed.

@@ -11,6 +11,7 @@ pub mod inputs;
 pub mod jpeg;
 pub mod loader;
 pub mod palette;
+pub mod resample;
 pub mod resize;
 pub mod sample;
 pub mod split;
