@@ -125,7 +125,7 @@ fn every_pass_holds_every_picture_once_in_a_new_order() {
     let folder = tempfile::tempdir().unwrap();
     let path = dataset(folder.path(), 12);
     let mut loader = Loader::new(training(&path, 4)).unwrap();
-    assert_eq!(loader.len(), 12);
+    assert_eq!(loader.pictures(), 12);
     let mut passes = Vec::new();
     for epoch in 1..=3 {
         let mut names = Vec::new();
@@ -186,7 +186,7 @@ fn one_pass_gives_each_picture_once_with_its_size_and_the_first_sources() {
     let path = folder.path().join("validate.record");
     let batches = |limit, batch_size| -> Vec<Batch> {
         let pass = OnePass::new(LoaderOptions { keep_sources: 2, ..options(&path, batch_size) }, limit).unwrap();
-        assert_eq!(pass.len(), 5);
+        assert_eq!(pass.pictures(), 5);
         pass.map(|batch| batch.unwrap()).collect()
     };
     let all = batches(None, 2);

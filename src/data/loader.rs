@@ -125,13 +125,8 @@ impl Loader {
     }
 
     /// Pictures in a pass.
-    pub fn len(&self) -> usize {
-        self.feed.len
-    }
-
-    /// Never: a loader without a record cannot be made.
-    pub fn is_empty(&self) -> bool {
-        self.feed.len == 0
+    pub fn pictures(&self) -> usize {
+        self.feed.pictures
     }
 
     /// The next batch; always full, going on into the next pass where one ends.
@@ -166,14 +161,9 @@ impl OnePass {
         Ok(Self { feed: Feed::start(options, Some(limit))? })
     }
 
-    /// Pictures in the records.
-    pub fn len(&self) -> usize {
-        self.feed.len
-    }
-
-    /// Never: a pass over no record cannot be made.
-    pub fn is_empty(&self) -> bool {
-        self.feed.len == 0
+    /// Pictures in the records, whatever the limit.
+    pub fn pictures(&self) -> usize {
+        self.feed.pictures
     }
 }
 
@@ -191,7 +181,7 @@ struct Feed {
     batches: Option<Receiver<Result<Batch>>>,
     stop: Stop<Prepared>,
     assembler: Option<JoinHandle<()>>,
-    len: usize,
+    pictures: usize,
 }
 
 impl Feed {
@@ -199,8 +189,8 @@ impl Feed {
     fn start(options: LoaderOptions, once: Option<u64>) -> Result<Self> {
         ensure!(options.batch_size > 0, "batch_size 0 must be at least 1");
         let records = Records::open(&options.records)?;
-        let order = Order::new(records.len(), options.seed, options.shuffle);
-        let len = order.len();
+        let order = Order::new(records.count(), options.seed, options.shuffle);
+        let len = order.count();
         let start = match options.start {
             start if start.index < len => start,
             start => {
@@ -242,7 +232,7 @@ impl Feed {
             .name("loader-batch".into())
             .spawn(assemble)
             .context("a loader thread cannot be started")?;
-        Ok(Self { batches: Some(batches), stop, assembler: Some(assembler), len: len as usize })
+        Ok(Self { batches: Some(batches), stop, assembler: Some(assembler), pictures: len as usize })
     }
 
     fn take(&mut self) -> Option<Result<Batch>> {

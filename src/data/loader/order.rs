@@ -50,7 +50,7 @@ impl Order {
     }
 
     /// Records in a pass.
-    pub fn len(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         u64::from(self.len)
     }
 

@@ -73,7 +73,7 @@ impl Records {
     }
 
     /// Records, over all files.
-    pub fn len(&self) -> u32 {
+    pub fn count(&self) -> u32 {
         self.entries.len() as u32
     }
 
