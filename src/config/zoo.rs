@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::config::{pipeline, text};
 use crate::proto::object_detection::protos as pb;
-use crate::{exit, prompt};
+use crate::{exit, logging, prompt};
 
 /// One model of the TensorFlow detection model zoo.
 #[derive(Debug, PartialEq)]
@@ -166,7 +166,10 @@ fn list(models: impl Iterator<Item = &'static ZooModel>) -> String {
 /// # Errors
 /// If there is no terminal to ask on: the flag is named; exit code 2.
 pub fn choose_model() -> Result<&'static ZooModel> {
-    prompt::ask(&menu(), "--model NAME", choose)
+    if prompt::possible() {
+        logging::say(&menu());
+    }
+    prompt::ask("Select Model Number : ", "--model NAME", choose)
 }
 
 fn menu() -> String {
@@ -179,7 +182,6 @@ fn menu() -> String {
             text.push('\n');
         }
     }
-    text.push_str("\nSelect Model Number : ");
     text
 }
 
@@ -193,6 +195,8 @@ fn choose(answer: &str) -> Result<&'static ZooModel> {
 
 #[cfg(test)]
 mod tests {
+    use prost_reflect::ReflectMessage;
+
     use super::*;
     use crate::testing::shared;
 
@@ -254,6 +258,143 @@ mod tests {
         let (config, source) = model.config(folder.path()).unwrap();
         assert_eq!(config.train_config.unwrap().batch_size(), 5);
         assert_eq!(source, path.display().to_string());
+    }
+
+    /// A field of a config by its path, as the text format has it.
+    fn value(config: &pb::TrainEvalPipelineConfig, path: &str) -> String {
+        let mut message = text::reflect("object_detection.protos.TrainEvalPipelineConfig", config).unwrap();
+        let (parents, last) = path.rsplit_once('.').unwrap();
+        for name in parents.split('.') {
+            message = message.get_field_by_name(name).unwrap().as_message().unwrap_or_else(|| panic!("{path}")).clone();
+        }
+        let field = message.descriptor().get_field_by_name(last).unwrap_or_else(|| panic!("{path}"));
+        match message.get_field(&field).as_list() {
+            Some(list) => list.iter().map(|v| text::scalar(v, &field.kind())).collect::<Vec<_>>().join(" "),
+            None => text::scalar(&message.get_field(&field), &field.kind()),
+        }
+    }
+
+    #[track_caller]
+    fn check(typed: &str, under: &str, expected: &[(&str, &str)]) {
+        let config = pipeline::parse(resolve(typed).unwrap().built_in_config(), typed).unwrap();
+        for (path, expected) in expected {
+            assert_eq!(&value(&config, &format!("{under}.{path}")), expected, "{typed}: {under}.{path}");
+        }
+    }
+
+    #[test]
+    fn ssd_configs_have_the_references_hyperparameters() {
+        for (typed, kernel, depthwise, min_negatives, multiplier) in [
+            ("1", "1", "false", "0", "1.0"),
+            ("2", "3", "true", "3", "1.0"),
+            ("3", "3", "false", "0", "1.0"),
+            ("ssd_mobilenet_v1_0", "1", "false", "0", "0.75"),
+        ] {
+            check(
+                typed,
+                "model.ssd",
+                &[
+                    ("num_classes", "90"),
+                    ("image_resizer.fixed_shape_resizer.height", "300"),
+                    ("feature_extractor.depth_multiplier", multiplier),
+                    ("feature_extractor.use_depthwise", depthwise),
+                    ("feature_extractor.conv_hyperparams.batch_norm.decay", "0.9997"),
+                    ("feature_extractor.conv_hyperparams.batch_norm.epsilon", "0.001"),
+                    ("feature_extractor.conv_hyperparams.regularizer.l2_regularizer.weight", "4e-5"),
+                    ("box_predictor.convolutional_box_predictor.kernel_size", kernel),
+                    ("box_predictor.convolutional_box_predictor.use_dropout", "false"),
+                    ("box_predictor.convolutional_box_predictor.conv_hyperparams.regularizer.l2_regularizer.weight", "4e-5"),
+                    ("anchor_generator.ssd_anchor_generator.aspect_ratios", "1.0 2.0 0.5 3.0 0.3333"),
+                    ("anchor_generator.ssd_anchor_generator.max_scale", "0.95"),
+                    ("post_processing.batch_non_max_suppression.score_threshold", "1e-8"),
+                    ("loss.hard_example_miner.min_negatives_per_image", min_negatives),
+                    ("loss.hard_example_miner.loss_type", "CLASSIFICATION"),
+                    ("loss.hard_example_miner.iou_threshold", "0.99"),
+                ],
+            );
+            check(
+                typed,
+                "train_config.optimizer.rms_prop_optimizer",
+                &[
+                    ("learning_rate.exponential_decay_learning_rate.initial_learning_rate", "0.004"),
+                    ("learning_rate.exponential_decay_learning_rate.decay_steps", "800720"),
+                    ("decay", "0.9"),
+                    ("epsilon", "1.0"),
+                ],
+            );
+            check(typed, "train_config", &[("batch_size", "24")]);
+        }
+        check("3", "model.ssd.feature_extractor", &[("override_base_feature_extractor_hyperparams", "true")]);
+    }
+
+    #[test]
+    fn faster_rcnn_configs_have_the_references_hyperparameters() {
+        // Menu number, stride, atrous rate, crop and pooling, rate; then proposals, second-stage batch, detections of both.
+        for (number, stride, atrous, crop, pool, rate, [proposals, low_proposals], [total, low_total]) in [
+            ("4", "16", "1", "14", "2", "0.0002", ["300", ""], ["300", ""]),
+            ("5", "16", "1", "14", "2", "0.0003", ["300", "20"], ["300", "20"]),
+            ("8", "16", "1", "14", "2", "0.0003", ["300", "20"], ["300", "20"]),
+            ("10", "8", "2", "17", "1", "0.0003", ["300", "20"], ["100", "20"]),
+            ("12", "16", "1", "17", "1", "0.0003", ["500", "20"], ["100", "20"]),
+        ] {
+            let low = (number.parse::<u8>().unwrap() + 1).to_string();
+            for (number, proposals, batch, total) in [(number, proposals, "64", total), (&low, low_proposals, "20", low_total)] {
+                if proposals.is_empty() {
+                    continue;
+                }
+                check(
+                    number,
+                    "model.faster_rcnn",
+                    &[
+                        ("feature_extractor.first_stage_features_stride", stride),
+                        ("first_stage_anchor_generator.grid_anchor_generator.height_stride", stride),
+                        ("first_stage_anchor_generator.grid_anchor_generator.scales", "0.25 0.5 1.0 2.0"),
+                        ("first_stage_atrous_rate", atrous),
+                        ("first_stage_max_proposals", proposals),
+                        ("first_stage_localization_loss_weight", "2.0"),
+                        ("initial_crop_size", crop),
+                        ("maxpool_kernel_size", pool),
+                        ("second_stage_batch_size", batch),
+                        ("second_stage_post_processing.batch_non_max_suppression.max_total_detections", total),
+                        ("second_stage_post_processing.score_converter", "SOFTMAX"),
+                    ],
+                );
+                check(
+                    number,
+                    "train_config",
+                    &[
+                        ("batch_size", "1"),
+                        ("gradient_clipping_by_norm", "10.0"),
+                        ("optimizer.use_moving_average", "false"),
+                        ("optimizer.momentum_optimizer.learning_rate.manual_step_learning_rate.initial_learning_rate", rate),
+                    ],
+                );
+            }
+        }
+        check(
+            "7",
+            "model.faster_rcnn.second_stage_box_predictor.rfcn_box_predictor",
+            &[("crop_height", "18"), ("depth", "1024")],
+        );
+    }
+
+    #[test]
+    fn the_menu_asks_until_a_built_model_is_chosen() {
+        let mut shown = Vec::new();
+        let input = &b"\n14\n13\n1\n"[..];
+        let model = prompt::ask_on(&mut &*input, &mut shown, "Select Model Number : ", "--model NAME", choose).unwrap();
+        assert_eq!(model.table_name, "ssd_mobilenet_v1_coco");
+        let shown = String::from_utf8(shown).unwrap();
+        assert!(shown.contains("1 to 13") && shown.contains("is not built yet; choose another"), "{shown}");
+        assert_eq!(shown.matches("Select Model Number : ").count(), 4);
+    }
+
+    #[test]
+    fn the_menu_has_13_lines_and_says_what_is_not_built() {
+        let menu = menu();
+        assert_eq!(menu.lines().filter(|l| l.starts_with(|c: char| c.is_ascii_digit())).count(), 13);
+        assert!(menu.contains("\n1. ssd_mobilenet_v1_coco\n"), "{menu}");
+        assert!(menu.contains("\n13. faster_rcnn_nas_lowproposals_coco (not built yet)\n"), "{menu}");
     }
 
     #[test]
