@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use ab_glyph::{Font, FontRef, FontVec, Glyph, PxScale, ScaleFont, point};
+use unicode_normalization::UnicodeNormalization;
 
 /// A letter ready to be drawn: an outlined glyph, or a box for a letter that no font has.
 enum Letter {
@@ -32,7 +33,8 @@ pub fn line(text: &str, size: f32) -> Line {
     let embedded = fonts.embedded.as_scaled(scale);
     let (baseline, height) = (embedded.ascent(), embedded.ascent() - embedded.descent());
     let (mut letters, mut x) = (Vec::new(), 0.0);
-    for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
+    // macOS spells Hangul and accents in parts, for which few fonts have glyphs.
+    for c in text.nfc().map(|c| if c.is_control() { ' ' } else { c }) {
         let place = fonts.find(c);
         let Some(font) = fonts.get(place) else {
             let width = 0.7 * size;
@@ -296,6 +298,12 @@ mod tests {
     #[test]
     fn korean_letters_leave_a_mark_with_or_without_a_font() {
         assert!(ink(&line("너구리", 20.0)) > 60);
+    }
+
+    #[test]
+    fn letters_in_parts_are_put_together() {
+        assert_eq!(line("e\u{301}", 20.0).width, line("é", 20.0).width);
+        assert_eq!(line("\u{1102}\u{1165}", 20.0).width, line("너", 20.0).width);
     }
 
     #[test]

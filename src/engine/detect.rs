@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::label_map::LabelMap;
+use crate::data::dataset::picture::orientation;
 use crate::data::detections_file::{DetectionsFiles, Found};
 use crate::data::image::RgbImage;
 use crate::data::inputs::Input;
@@ -112,6 +113,14 @@ fn decode(path: &Path) -> Result<RgbImage> {
     let bytes = std::fs::read(path).context("it cannot be read")?;
     if bytes.is_empty() {
         bail!("it is empty");
+    }
+    let turned = image::sniff(&bytes).map_or(1, |format| orientation(&bytes, format));
+    if turned != 1 {
+        tracing::warn!(
+            "`{}` is stored turned (EXIF orientation {turned}) and looked at as it is stored, as TensorFlow does; save it \
+             upright if little is found",
+            path.display()
+        );
     }
     image::decode(&bytes)
 }

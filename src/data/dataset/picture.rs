@@ -146,7 +146,7 @@ fn check_kind(bytes: &[u8]) -> Result<()> {
 }
 
 /// EXIF's orientation; 1 if there is none or it makes no sense.
-fn orientation(bytes: &[u8], format: Format) -> u8 {
+pub fn orientation(bytes: &[u8], format: Format) -> u8 {
     if !matches!(format, Format::Jpeg | Format::Png | Format::WebP) {
         return 1;
     }
