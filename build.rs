@@ -49,6 +49,7 @@ fn compile_shim(lib: &Path) -> Result<()> {
         .include(include.join("torch/csrc/api/include"))
         .file(folder.join("basics.cpp"))
         .file(folder.join("ops.cpp"))
+        .file(folder.join("optimizer.cpp"))
         .compile("odh_shim");
     // Without fused multiply-adds: these sums round as TensorFlow's do.
     build().opt_level(3).flag("-ffp-contract=off").file(folder.join("moments.cpp")).compile("odh_moments");
@@ -63,7 +64,7 @@ fn compile_shim(lib: &Path) -> Result<()> {
     for (name, flags) in sets {
         // Optimized in a debug build too: these loops are the training step.
         let mut kernels = build();
-        kernels.opt_level(3).define("ODH_ISA", name).file(folder.join("kernels.cpp"));
+        kernels.opt_level(3).flag("-fno-math-errno").define("ODH_ISA", name).file(folder.join("kernels.cpp"));
         for flag in flags {
             kernels.flag(flag);
         }

@@ -10,8 +10,10 @@ use tch::Tensor;
 use torch_sys::C_tensor;
 
 mod ops;
+mod optimizer;
 
 pub use ops::{Act, BatchNorm, ConvGeometry, affine_act, batch_norm_train, depthwise_conv2d};
+pub use optimizer::{Rule, Update, l2_loss, optimizer_step, take_grad};
 
 /// The libtorch that tch is generated for. Another one links by luck and computes by luck.
 const LIBTORCH_VERSION: &str = "2.11.0";
@@ -20,6 +22,8 @@ unsafe extern "C" {
     fn odh_last_error() -> *const c_char;
     fn odh_load_cuda() -> c_int;
     fn odh_libtorch_version(out: *mut c_char, size: usize) -> c_int;
+    fn odh_keep_memory() -> c_int;
+    fn odh_sleep_when_waiting() -> c_int;
     fn odh_channels_last(x: *const C_tensor, out: *mut *mut C_tensor) -> c_int;
     fn odh_is_channels_last(x: *const C_tensor, out: *mut c_int) -> c_int;
     fn odh_cuda_memory_peak(device: c_int, reset: c_int, out: *mut i64) -> c_int;
@@ -65,12 +69,25 @@ pub fn init() -> Result<&'static CudaLibrary> {
     Ok(cuda)
 }
 
+/// Readies the process for a long run of steps on the CPU, once: memory that a step frees stays with the process for the next one, and
+/// compute threads that wait sleep instead of spinning on the processors that load data.
+///
+/// Only the C library's and OpenMP's defaults change: `OMP_WAIT_POLICY` or `GOMP_SPINCOUNT` in the environment still decide how threads
+/// wait.
+pub fn tune_process() -> Result<()> {
+    static TUNED: OnceLock<()> = OnceLock::new();
+    if TUNED.set(()).is_ok() {
+        check(unsafe { odh_keep_memory() }).context("setting up the allocator")?;
+        check(unsafe { odh_sleep_when_waiting() }).context("setting up the compute threads")?;
+    }
+    Ok(())
+}
+
 /// The version of the loaded libtorch, such as `2.11.0` (without a `+cu130`), or an empty string where it does not say.
 pub fn libtorch_version() -> Result<String> {
     load_cuda();
     let mut text = [0 as c_char; 64];
-    check(unsafe { odh_libtorch_version(text.as_mut_ptr(), text.len()) })
-        .context("asking libtorch for its version")?;
+    check(unsafe { odh_libtorch_version(text.as_mut_ptr(), text.len()) }).context("asking libtorch for its version")?;
     let text = unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy();
     Ok(text.split('+').next().unwrap_or_default().to_string())
 }
@@ -94,13 +111,7 @@ pub struct Numerics {
 
 /// Sets `numerics` for the whole process.
 pub fn set_numerics(numerics: Numerics) -> Result<()> {
-    check(unsafe {
-        odh_numerics(
-            numerics.tf32.into(),
-            numerics.deterministic.into(),
-            numerics.cudnn_benchmark.into(),
-        )
-    })
+    check(unsafe { odh_numerics(numerics.tf32.into(), numerics.deterministic.into(), numerics.cudnn_benchmark.into()) })
 }
 
 /// The same values with NHWC strides (shape stays NCHW); no copy where they already lie so.
@@ -135,9 +146,7 @@ fn check(status: c_int) -> Result<()> {
     if status == 0 {
         return Ok(());
     }
-    let message = unsafe { CStr::from_ptr(odh_last_error()) }
-        .to_string_lossy()
-        .into_owned();
+    let message = unsafe { CStr::from_ptr(odh_last_error()) }.to_string_lossy().into_owned();
     Err(anyhow!(message))
 }
 

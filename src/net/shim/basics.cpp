@@ -6,7 +6,13 @@
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Version.h>
 #include <dlfcn.h>
+#include <limits.h>
+#include <malloc.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <thread>
 
 #include "common.h"
 
@@ -72,6 +78,35 @@ int odh_libtorch_version(char *out, size_t size) {
       version = config.substr(at, config.find_first_of(", \n", at) - at);
     }
     snprintf(out, size, "%s", version.c_str());
+  });
+}
+
+// Lets malloc keep what it has: a training step frees and takes the same hundreds of megabytes again, and giving them back to the kernel
+// in between costs a page fault per 4 KiB.
+int odh_keep_memory() {
+  return guarded([] {
+#ifdef __GLIBC__
+    mallopt(M_MMAP_MAX, 0);
+    mallopt(M_TRIM_THRESHOLD, INT_MAX);
+    mallopt(M_TOP_PAD, 64 << 20);
+#endif
+  });
+}
+
+// Makes libgomp's waiting threads sleep instead of spin.
+//
+// Between two parallel loops libgomp's threads spin for milliseconds, which takes the processor from the threads that load data. It reads
+// OMP_WAIT_POLICY before main runs, so it is too late to set that here; but it also stops spinning, after 100 turns, once it manages more
+// threads than there are processors. A second team of two, which then sleeps for good, is enough to pass that mark.
+int odh_sleep_when_waiting() {
+  return guarded([] {
+    using GompParallel = void (*)(void (*)(void *), void *, unsigned, unsigned);
+    const auto gomp = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    if (!gomp || getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
+    std::thread([gomp] {
+      gomp([](void *) {}, nullptr, 2, 0);
+      for (;;) pause();
+    }).detach();
   });
 }
 

@@ -286,9 +286,84 @@ void normalize_backward(const float *x, const float *dy, int64_t rows, int64_t c
     });
 }
 
+// ---- Optimizers, each in one pass; the compiler turns these plain loops into vectors ----
+
+void rmsprop(const OdhStretch &s, const OdhUpdate &u) {
+  float *__restrict var = s.var, *__restrict ms = s.slot0, *__restrict mom = s.slot1;
+  const float *__restrict grad = s.grad;
+  const float keep = 1.f - u.decay, lr = u.lr, momentum = u.momentum, epsilon = u.epsilon, l2 = s.l2, scale = s.scale;
+  for (int64_t i = 0; i < s.n; i++) {
+    const float g = (grad[i] + l2 * var[i]) * scale;
+    ms[i] += (g * g - ms[i]) * keep;
+    mom[i] = mom[i] * momentum + (g * lr) / __builtin_sqrtf(epsilon + ms[i]);
+    var[i] -= mom[i];
+  }
+}
+
+void momentum(const OdhStretch &s, const OdhUpdate &u) {
+  float *__restrict var = s.var, *__restrict acc = s.slot0;
+  const float *__restrict grad = s.grad;
+  const float lr = u.lr, momentum = u.momentum, l2 = s.l2, scale = s.scale;
+  if (u.nesterov) {
+    for (int64_t i = 0; i < s.n; i++) {
+      const float g = (grad[i] + l2 * var[i]) * scale;
+      acc[i] = acc[i] * momentum + g;
+      var[i] -= g * lr + acc[i] * momentum * lr;
+    }
+  } else {
+    for (int64_t i = 0; i < s.n; i++) {
+      const float g = (grad[i] + l2 * var[i]) * scale;
+      acc[i] = acc[i] * momentum + g;
+      var[i] -= acc[i] * lr;
+    }
+  }
+}
+
+void adam(const OdhStretch &s, const OdhUpdate &u) {
+  float *__restrict var = s.var, *__restrict m = s.slot0, *__restrict v = s.slot1;
+  const float *__restrict grad = s.grad;
+  const float lr = u.lr, b1 = 1.f - u.beta1, b2 = 1.f - u.beta2, epsilon = u.epsilon, l2 = s.l2, scale = s.scale;
+  for (int64_t i = 0; i < s.n; i++) {
+    const float g = (grad[i] + l2 * var[i]) * scale;
+    m[i] += (g - m[i]) * b1;
+    v[i] += (g * g - v[i]) * b2;
+    var[i] -= (m[i] * lr) / (__builtin_sqrtf(v[i]) + epsilon);
+  }
+}
+
+double sum_of_squares(int64_t n, float a, const float *x, float b, const float *y) {
+  constexpr int64_t kLanes = 64;
+  double total = 0;
+  // 64 running sums of at most 64 terms each.
+  for (int64_t from = 0; from < n; from += kLanes * 64) {
+    const int64_t to = min_of(n, from + kLanes * 64);
+    float acc[kLanes] = {};
+    int64_t i = from;
+    if (b != 0) {
+      for (; i + kLanes <= to; i += kLanes)
+        for (int64_t j = 0; j < kLanes; j++) {
+          const float t = a * x[i + j] + b * y[i + j];
+          acc[j] += t * t;
+        }
+    } else {
+      for (; i + kLanes <= to; i += kLanes)
+        for (int64_t j = 0; j < kLanes; j++) {
+          const float t = a * x[i + j];
+          acc[j] += t * t;
+        }
+    }
+    for (; i < to; i++) {
+      const float t = a * x[i] + (b != 0 ? b * y[i] : 0.f);
+      acc[i - from - (i - from) / kLanes * kLanes] += t * t;
+    }
+    for (int64_t j = 0; j < kLanes; j++) total += acc[j];
+  }
+  return total;
+}
+
 }  // namespace
 
 const OdhKernels kernels = {ODH_STRING(ODH_ISA), depthwise_forward, depthwise_backward_input, depthwise_backward_weight,
-                            normalize, normalize_sums, normalize_backward};
+                            normalize, normalize_sums, normalize_backward, rmsprop, momentum, adam, sum_of_squares};
 
 }  // namespace ODH_ISA

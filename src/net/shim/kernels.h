@@ -15,8 +15,19 @@ struct OdhNorm {
   float lo, hi;
 };
 
+// The numbers of an optimizer's step, as TensorFlow's kernels name them.
 struct OdhUpdate {
-  float lr, decay, momentum, epsilon;
+  float lr, decay, momentum, epsilon, beta1, beta2;
+  int nesterov;
+};
+
+// One stretch of a variable. g' = (g + l2 * var) * scale.
+struct OdhStretch {
+  int64_t n;
+  float *var;
+  const float *grad;
+  float *slot0, *slot1;
+  float l2, scale;
 };
 
 struct OdhKernels {
@@ -32,6 +43,11 @@ struct OdhKernels {
   // dx = scale * dz + offset + slope * (x - mean)
   void (*normalize_backward)(const float *x, const float *dy, int64_t rows, int64_t c, const OdhNorm &, const float *offset,
                              const float *slope, float *dx);
+  void (*rmsprop)(const OdhStretch &, const OdhUpdate &);   // slot0: mean square, slot1: momentum
+  void (*momentum)(const OdhStretch &, const OdhUpdate &);  // slot0: accumulator
+  void (*adam)(const OdhStretch &, const OdhUpdate &);      // slot0: m, slot1: v; lr already corrected for bias
+  // The sum of (a * x + b * y) squared; y may be null where b is 0.
+  double (*sum_of_squares)(int64_t n, float a, const float *x, float b, const float *y);
 };
 
 // The best of the compiled ones that this processor can run.
