@@ -1,6 +1,6 @@
 //! `odh tfgen`: labelled pictures become a dataset.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use crate::data::dataset::check::{self, Labelled, Pass, Picture};
 use crate::data::dataset::finding::{Finding, Level, Outcome, shown};
 use crate::data::dataset::pairing::{self, Wanted};
 use crate::data::dataset::picture::Depth;
-use crate::data::dataset::walk::{Tree, file_name};
+use crate::data::dataset::walk::{Tree, file_name, stem};
 use crate::data::dataset::write::{self, Staged};
 use crate::data::dataset::{summary, table};
 use crate::data::split::{self, Side, Unit};
@@ -122,7 +122,7 @@ pub fn run(args: Args) -> Result<()> {
         true => from_csv(&tree, &csv, &mut findings)?,
         false => (from_xml(&tree, &mut findings)?, None),
     };
-    let without_labels = unused(&tree, &labelled);
+    let without_labels = unused(&tree, &labelled, args.custom_csv);
     let classes = label_map(&args, &labelled)?;
 
     let progress = bar(labelled.len(), "checking");
@@ -306,10 +306,17 @@ fn side_of(picture: &Picture, given: &Given) -> Side {
     given.get(&picture.labels).copied().unwrap_or(Side::Train)
 }
 
-/// Pictures below the input folder that no labels name.
-fn unused(tree: &Tree, labelled: &[Labelled]) -> usize {
-    let used: std::collections::HashSet<&PathBuf> = labelled.iter().map(|labelled| &labelled.picture).collect();
-    tree.pictures.iter().filter(|picture| !used.contains(picture)).count()
+/// Pictures below the input folder without labels: none that are used name them, and no XML has their name.
+fn unused(tree: &Tree, labelled: &[Labelled], custom_csv: bool) -> usize {
+    let mut seen: HashSet<&PathBuf> = labelled.iter().map(|labelled| &labelled.picture).collect();
+    if !custom_csv {
+        // An XML file that could not be read is told of as such.
+        for labels in &tree.labels {
+            let own = tree.named(&stem(&file_name(labels)));
+            seen.extend(own.iter().map(|&i| &tree.pictures[i]).filter(|picture| picture.parent() == labels.parent()));
+        }
+    }
+    tree.pictures.iter().filter(|picture| !seen.contains(picture)).count()
 }
 
 /// Reads the label map, or asks whether it may be written. Asked before the long work, which then needs nobody.
@@ -398,7 +405,7 @@ fn tell(mut findings: Vec<Finding>) -> Counts {
         match finding.outcome {
             Outcome::ObjectSkipped => counts.objects += 1,
             Outcome::PictureSkipped => counts.pictures += 1,
-            Outcome::Kept => {}
+            Outcome::Kept | Outcome::PassedOver => {}
         }
         match finding.level {
             Level::Problem => {

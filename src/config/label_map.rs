@@ -138,18 +138,24 @@ impl LabelMap {
         }
     }
 
-    /// The name or display name that is nearest to one that the map lacks, if any is near.
+    /// The name or display name that is nearest to one that the map lacks; `None` only of an empty map.
     pub fn nearest(&self, name: &str) -> Option<&str> {
-        let known = || self.items.iter().flat_map(|item| std::iter::once(&item.name).chain(&item.display_name));
-        // Only its letters' case or its spaces differ: nothing can be nearer.
+        // Letters' case, spaces and marks are what most often differs.
         let folded = |text: &str| {
             text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect::<String>()
         };
         let wanted = folded(name);
-        known()
-            .find(|other| !wanted.is_empty() && folded(other) == wanted)
-            .map(String::as_str)
-            .or_else(|| text::nearest(name, known().map(String::as_str)))
+        let nearness = |other: &str| {
+            let other = folded(other);
+            strsim::normalized_damerau_levenshtein(&wanted, &other).max(strsim::jaro_winkler(&wanted, &other) - 0.1)
+        };
+        let known = self.items.iter().flat_map(|item| std::iter::once(&item.name).chain(&item.display_name));
+        // Of equals the first, so that the answer does not depend on the search.
+        known.map(|other| (nearness(other), other.as_str())).fold(None, |best: Option<(f64, &str)>, next| match best {
+            Some(best) if best.0 >= next.0 => Some(best),
+            _ => Some(next),
+        })
+        .map(|(_, name)| name)
     }
 
     /// What is allowed and yet worth saying: ids that no class has.
@@ -268,10 +274,12 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_name_ignores_case_and_separators_first() {
+    fn the_nearest_name_ignores_case_and_separators() {
         let map = LabelMap::from_names(["R2-D2", "raccoon"]);
         assert_eq!(map.nearest("r2 d2"), Some("R2-D2"));
         assert_eq!(map.nearest("racoon"), Some("raccoon"));
-        assert_eq!(map.nearest("zebra"), None);
+        assert_eq!(LabelMap::from_names(["dog", "cat", "너구리"]).nearest("cta"), Some("cat"));
+        assert_eq!(LabelMap::from_names(["dog", "cat", "너구리"]).nearest("너구"), Some("너구리"));
+        assert_eq!(LabelMap::default().nearest("zebra"), None);
     }
 }

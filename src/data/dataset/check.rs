@@ -366,13 +366,13 @@ pub fn assign_classes(pictures: &mut [Picture], map: &LabelMap, max_id: u32) -> 
                     printable(class)
                 )),
                 Some(id) => Ok(id),
-                None => Err(match map.nearest(class) {
-                    Some(near) => format!(
+                None => {
+                    let near = map.nearest(class).unwrap_or_default();
+                    Err(format!(
                         "class `{}` is not in the label map; the nearest there is `{near}`: rename the label or add the class",
                         printable(class)
-                    ),
-                    None => format!("class `{}` is not in the label map; rename the label or add the class", printable(class)),
-                }),
+                    ))
+                }
             });
             match id {
                 Ok(id) => {

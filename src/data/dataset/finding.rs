@@ -21,6 +21,8 @@ pub enum Outcome {
     ObjectSkipped,
     /// The picture and all its objects are left out.
     PictureSkipped,
+    /// What lies there is not looked at.
+    PassedOver,
 }
 
 /// One thing that a check found.
@@ -47,6 +49,11 @@ impl Finding {
     /// Something is wrong, and the data is used all the same.
     pub fn kept(file: &Path, text: impl Into<String>) -> Self {
         Self::new(file, text.into(), Level::Problem, Outcome::Kept)
+    }
+
+    /// A file or folder cannot be looked into.
+    pub fn passed_over(file: &Path, text: impl Into<String>) -> Self {
+        Self::new(file, text.into(), Level::Problem, Outcome::PassedOver)
     }
 
     /// The picture is left out.
@@ -82,6 +89,7 @@ impl fmt::Display for Finding {
             (Level::Problem, Outcome::Kept) => write!(f, " (kept)"),
             (Level::Problem, Outcome::ObjectSkipped) => write!(f, " (object skipped)"),
             (Level::Problem, Outcome::PictureSkipped) => write!(f, " (picture skipped)"),
+            (Level::Problem, Outcome::PassedOver) => write!(f, " (passed over)"),
         }
     }
 }

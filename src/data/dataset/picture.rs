@@ -64,7 +64,7 @@ pub fn read(path: &Path, buffer: &mut Vec<u8>) -> Result<()> {
 /// If they are no picture that can be used, with what to do.
 pub fn look(bytes: &[u8], depth: Depth) -> Result<Looked> {
     let Some(format) = image::sniff(bytes) else {
-        bail!("the bytes are {}, which cannot be used; convert it to JPEG or PNG", foreign(bytes));
+        bail!("{}", foreign(bytes));
     };
     let (width, height) = image::size(bytes)?;
     ensure!(
@@ -162,27 +162,36 @@ pub fn orientation(bytes: &[u8], format: Format) -> u8 {
     field.filter(|value| (1..=8).contains(value)).map_or(1, |value| value as u8)
 }
 
-/// What bytes that are no usable picture seem to be.
-fn foreign(bytes: &[u8]) -> &'static str {
+/// What bytes that are no usable picture seem to be, and what to do.
+fn foreign(bytes: &[u8]) -> String {
     let at = |offset: usize, mark: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(mark));
     let text = bytes.trim_ascii_start();
-    match () {
+    let picture = match () {
         () if at(0, b"II*\0") || at(0, b"MM\0*") => "a TIFF picture (or a camera's raw file)",
-        () if at(4, b"ftypheic") || at(4, b"ftypheix") || at(4, b"ftypmif1") || at(4, b"ftypmsf1") => "a HEIC picture",
+        () if [&b"ftypheic"[..], b"ftypheix", b"ftypmif1", b"ftypmsf1"].iter().any(|mark| at(4, mark)) => "a HEIC picture",
         () if at(4, b"ftypavif") => "an AVIF picture",
-        () if at(4, b"ftyp") => "a video",
         () if at(0, b"\0\0\0\x0cjP  ") || at(0, b"\xff\x4f\xff\x51") => "a JPEG 2000 picture",
         () if at(0, b"\xff\x0a") || at(0, b"\0\0\0\x0cJXL ") => "a JPEG XL picture",
-        () if at(0, b"8BPS") => "a Photoshop file",
-        () if at(0, b"%PDF") => "a PDF file",
-        () if at(0, b"\0\0\x01\0") => "an icon file",
-        () if at(0, b"PK\x03\x04") => "a ZIP archive",
-        () if at(0, b"version https://git-lfs") => "a Git LFS pointer (fetch the file itself with `git lfs pull`)",
+        () if at(0, b"8BPS") => "a Photoshop picture",
+        () if at(0, b"\0\0\x01\0") => "an icon",
         () if text.starts_with(b"<svg") => "an SVG drawing",
-        () if text.starts_with(b"<") => "a web page or XML, not a picture",
-        () if bytes.iter().all(|&byte| byte == 0) => "all zero",
-        () => "no picture",
+        () => "",
+    };
+    if !picture.is_empty() {
+        return format!("the bytes are {picture}, which cannot be used; convert it to JPEG or PNG");
     }
+    let other = match () {
+        () if at(0, b"version https://git-lfs") => {
+            return "the file is a Git LFS pointer, not the picture; fetch the picture with `git lfs pull`".to_string();
+        }
+        () if at(4, b"ftyp") => "a video",
+        () if at(0, b"%PDF") => "a PDF file",
+        () if at(0, b"PK\x03\x04") => "a ZIP archive",
+        () if text.starts_with(b"<") => "a web page or XML",
+        () if bytes.iter().all(|&byte| byte == 0) => "all zero",
+        () => "of no known kind",
+    };
+    format!("the bytes are {other}, not a picture; put the picture there again or remove it")
 }
 
 #[cfg(test)]
@@ -268,10 +277,11 @@ mod tests {
             (b"\0\0\0\x18ftypheic", "HEIC"),
             (b"<!DOCTYPE html>", "web page"),
             (b"\0\0\0\0\0\0\0\0", "zero"),
-            (b"hello", "no picture"),
+            (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+            (b"hello", "not a picture"),
         ] {
             let said = look(bytes, Depth::Decode).unwrap_err().to_string();
-            assert!(said.contains(wanted) && said.contains("convert"), "{said}");
+            assert!(said.contains(wanted), "{said}");
         }
     }
 

@@ -101,10 +101,10 @@ impl Tree {
                 Finding::note(&path, format!("this link leads back to `{}`; passed over", shown(ancestor)))
             }
             (None, Some(io)) if io.kind() == std::io::ErrorKind::NotFound => {
-                Finding::kept(&path, "this link leads nowhere; mend or remove it")
+                Finding::passed_over(&path, "this link leads nowhere; mend or remove it")
             }
-            (None, Some(io)) => Finding::kept(&path, format!("cannot be read: {io}; what is in it is not used")),
-            (None, None) => Finding::kept(&path, format!("cannot be read: {error}; what is in it is not used")),
+            (None, Some(io)) => Finding::passed_over(&path, format!("cannot be read: {io}; give yourself the right to, or remove it")),
+            (None, None) => Finding::passed_over(&path, format!("cannot be read: {error}")),
         };
         self.findings.push(finding);
     }

@@ -121,7 +121,9 @@ pub fn record_paths(path: &Path, shards: Option<usize>) -> Vec<PathBuf> {
 pub fn remove_other_shards(path: &Path, kept: &[PathBuf]) {
     let pattern = format!("{}-?????-of-?????", glob::Pattern::escape(&path.to_string_lossy()));
     let shards = glob::glob(&pattern).into_iter().flatten().flatten();
-    for old in shards.chain([path.to_path_buf()]).filter(|old| !kept.contains(old) && old.is_file()) {
+    // By name: all lie in one folder, and a glob's `dataset/x` is not the `./dataset/x` that it was asked for.
+    let is_kept = |old: &Path| kept.iter().any(|kept| kept.file_name() == old.file_name());
+    for old in shards.chain([path.to_path_buf()]).filter(|old| !is_kept(old) && old.is_file()) {
         if let Err(error) = fs::remove_file(&old) {
             tracing::warn!("`{}`: an older record that cannot be removed: {error}", shown(&old));
         }
