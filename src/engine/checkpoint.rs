@@ -1,1 +1,253 @@
-//! checkpoint
+//! Variables to and from TensorFlow checkpoints: fine-tuning, saving, resuming.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::optimizer::Optimizer;
+use crate::data::loader::Position;
+use crate::formats::checkpoint_state::{self, CheckpointState};
+use crate::formats::tensor_bundle::{self, BundleReader, TensorData};
+use crate::net::variables::Variables;
+
+/// How many checkpoints stay, besides the best.
+const KEEP: usize = 5;
+/// TensorFlow's name of the step counter.
+const GLOBAL_STEP: &str = "global_step";
+
+/// Which of a checkpoint's variables a model starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FineTune<'a> {
+    /// From a detection checkpoint, those under these scopes.
+    Scopes(&'a [&'a str]),
+    /// From a detection checkpoint, all.
+    All,
+    /// From a classification checkpoint: those under these scopes, which the checkpoint's names lack.
+    Classification(&'a [&'a str]),
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Restored {
+    pub restored: Vec<String>,
+    /// The checkpoint has them with another shape.
+    pub other_shape: Vec<String>,
+    /// The checkpoint lacks them.
+    pub missing: Vec<String>,
+    /// Not asked for.
+    pub out_of_scope: Vec<String>,
+}
+
+/// Starts a model from a checkpoint by the old trainer's rule: a variable is taken where name and shape agree.
+///
+/// Source: upstream utils/variables_helper.py, `restore_map` of the meta-architectures.
+///
+/// # Errors
+/// If the checkpoint cannot be read, or not one variable fits.
+pub fn fine_tune(prefix: &Path, variables: &mut Variables, what: FineTune) -> Result<Restored> {
+    let bundle = BundleReader::open(prefix)?;
+    let mut report = Restored::default();
+    for i in 0..variables.specs().len() {
+        let name = variables.specs()[i].name.clone();
+        let source = match what {
+            FineTune::All => Some(name.as_str()),
+            FineTune::Scopes(scopes) => scopes.iter().any(|s| name.starts_with(s)).then_some(name.as_str()),
+            FineTune::Classification(scopes) => scopes.iter().find_map(|s| name.strip_prefix(s)),
+        };
+        let Some(source) = source else {
+            report.out_of_scope.push(name);
+            continue;
+        };
+        match bundle.get(source) {
+            None => report.missing.push(name),
+            Some(entry) if entry.shape != variables.specs()[i].shape => report.other_shape.push(name),
+            Some(_) => {
+                let (_, values) = bundle.read_f32(source)?;
+                variables.set_from_tensorflow(i, &values)?;
+                report.restored.push(name);
+            }
+        }
+    }
+    if report.restored.is_empty() {
+        let held: Vec<&str> = bundle.entries().iter().take(3).map(|e| e.name.as_str()).collect();
+        let wanted = variables.specs().first().map_or("", |s| &s.name);
+        bail!(
+            "{}: not one variable fits this model: the checkpoint holds {}, ..., the model wants {wanted}, ...; choose the checkpoint of \
+             this model, or start from random values with --fine_tune_checkpoint none",
+            prefix.display(),
+            held.join(", ")
+        );
+    }
+    Ok(report)
+}
+
+/// Where a run stands, besides what TensorFlow's checkpoint holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Of every random choice.
+    pub seed: u64,
+    /// Where the loader goes on.
+    pub position: Position,
+}
+
+/// Writes `folder/model.ckpt-<step>` and all beside it, makes it the folder's latest, and deletes what is older than the last five and not
+/// the best.
+///
+/// # Errors
+/// If writing fails; the checkpoint before is then still the latest.
+pub fn save(folder: &Path, variables: &Variables, optimizer: &Optimizer, step: u64, run: RunState) -> Result<PathBuf> {
+    let prefix = folder.join(format!("model.ckpt-{step}"));
+    write(&prefix, variables, Some(optimizer), step)?;
+    let path = run_state_path(&prefix);
+    crate::formats::atomic_file::write(&path, serde_json::to_string_pretty(&run)?.as_bytes())?;
+    let mut kept = steps_in(folder)?;
+    kept.retain(|&s| s <= step);
+    let best = best_step(folder);
+    let old: Vec<u64> = kept.iter().rev().skip(KEEP).copied().filter(|&s| Some(s) != best).collect();
+    kept.retain(|s| !old.contains(s));
+    let name = |step: u64| PathBuf::from(format!("model.ckpt-{step}"));
+    let state = CheckpointState { latest: name(step), all: kept.iter().map(|&s| name(s)).collect() };
+    checkpoint_state::write(folder, &state)?;
+    for step in old {
+        let prefix = folder.join(name(step));
+        tensor_bundle::remove(&prefix)?;
+        let _ = std::fs::remove_file(run_state_path(&prefix));
+    }
+    Ok(prefix)
+}
+
+/// Writes the variables, and the optimizer's state where there is one.
+pub fn write(prefix: &Path, variables: &Variables, optimizer: Option<&Optimizer>, step: u64) -> Result<()> {
+    let mut writer = tensor_bundle::BundleWriter::create(prefix)?;
+    for (i, spec) in variables.specs().iter().enumerate() {
+        writer.add(&spec.name, &TensorData::from_f32(&spec.shape, &variables.to_tensorflow(i)?))?;
+    }
+    if let Some(optimizer) = optimizer {
+        for (name, shape, values) in optimizer.to_tensorflow(variables, step)? {
+            writer.add(&name, &TensorData::from_f32(&shape, &values))?;
+        }
+    }
+    writer.add(GLOBAL_STEP, &TensorData::from_i64(&[], &[step as i64]))?;
+    writer.finish()
+}
+
+/// Every variable of the model from a checkpoint, for evaluation, export and detection; the step it was saved at, if it says.
+///
+/// # Errors
+/// If the checkpoint cannot be read, or lacks a variable or has it with another shape.
+pub fn load(prefix: &Path, variables: &mut Variables) -> Result<Option<u64>> {
+    let bundle = BundleReader::open(prefix)?;
+    load_variables(&bundle, prefix, variables)?;
+    step_of(&bundle)
+}
+
+/// A whole run from its checkpoint: variables, optimizer, step, and where the loader stood.
+///
+/// # Errors
+/// As `load`; or if the optimizer's state or the run's state is missing.
+pub fn resume(prefix: &Path, variables: &mut Variables, optimizer: &mut Optimizer) -> Result<(u64, Option<RunState>)> {
+    let bundle = BundleReader::open(prefix)?;
+    load_variables(&bundle, prefix, variables)?;
+    optimizer.restore(variables, |name| bundle.read_f32(name)).with_context(|| {
+        format!("{}: the optimizer's state does not fit; was the config's optimizer changed? Start anew with --reset", prefix.display())
+    })?;
+    let step = step_of(&bundle)?.with_context(|| format!("{}: there is no {GLOBAL_STEP}", prefix.display()))?;
+    let path = run_state_path(prefix);
+    let run = match std::fs::read_to_string(&path) {
+        Ok(text) => Some(serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => return Err(e).with_context(|| format!("reading {}", path.display())),
+    };
+    Ok((step, run))
+}
+
+/// The latest checkpoint of a folder, by its `checkpoint` file.
+///
+/// # Errors
+/// If that file is damaged, or names a checkpoint that is not there.
+pub fn latest(folder: &Path) -> Result<Option<PathBuf>> {
+    let Some(state) = checkpoint_state::read(folder)? else { return Ok(None) };
+    let prefix = folder.join(&state.latest);
+    ensure!(
+        with_suffix(&prefix, ".index").is_file(),
+        "{} names {}, which is not there; delete the line or the folder",
+        folder.join("checkpoint").display(),
+        prefix.display()
+    );
+    Ok(Some(prefix))
+}
+
+/// The best checkpoint of a folder by its evaluations, if one was marked.
+pub fn best(folder: &Path) -> Option<PathBuf> {
+    best_step(folder).map(|step| folder.join(format!("model.ckpt-{step}")))
+}
+
+/// What `best.json` holds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    pub step: u64,
+    /// PASCAL mAP@0.5.
+    pub map: f64,
+}
+
+/// The best evaluation so far.
+pub fn read_best(folder: &Path) -> Option<Best> {
+    serde_json::from_str(&std::fs::read_to_string(folder.join("best.json")).ok()?).ok()
+}
+
+/// Marks a checkpoint as the best so far; it is never deleted while it is.
+pub fn write_best(folder: &Path, best: Best) -> Result<()> {
+    crate::formats::atomic_file::write(&folder.join("best.json"), serde_json::to_string(&best)?.as_bytes())
+}
+
+fn best_step(folder: &Path) -> Option<u64> {
+    read_best(folder).map(|b| b.step)
+}
+
+fn load_variables(bundle: &BundleReader, prefix: &Path, variables: &mut Variables) -> Result<()> {
+    for i in 0..variables.specs().len() {
+        let (name, shape) = (variables.specs()[i].name.clone(), variables.specs()[i].shape.clone());
+        let entry = bundle.get(&name).with_context(|| {
+            format!("{}: there is no variable `{name}`; is this the checkpoint of another model?", prefix.display())
+        })?;
+        ensure!(
+            entry.shape == shape,
+            "{}: `{name}` has shape {:?}, the model wants {shape:?}; does the label map have another number of classes?",
+            prefix.display(),
+            entry.shape
+        );
+        variables.set_from_tensorflow(i, &bundle.read_f32(&name)?.1)?;
+    }
+    Ok(())
+}
+
+fn step_of(bundle: &BundleReader) -> Result<Option<u64>> {
+    if bundle.get(GLOBAL_STEP).is_none() {
+        return Ok(None);
+    }
+    let (_, step) = bundle.read_i64(GLOBAL_STEP)?;
+    Ok(step.first().and_then(|&s| u64::try_from(s).ok()))
+}
+
+/// Steps of the checkpoints in a folder, ascending.
+fn steps_in(folder: &Path) -> Result<Vec<u64>> {
+    let mut steps = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let name = entry?.file_name();
+        let step = name.to_str().and_then(|n| n.strip_prefix("model.ckpt-")).and_then(|n| n.strip_suffix(".index"));
+        steps.extend(step.and_then(|s| s.parse::<u64>().ok()));
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+fn run_state_path(prefix: &Path) -> PathBuf {
+    with_suffix(prefix, ".run.json")
+}
+
+fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
+    let mut path = prefix.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
+}

@@ -1,1 +1,127 @@
-//! learning_rate
+//! Learning rate schedules, as TensorFlow computes them (upstream utils/learning_schedules.py).
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::proto::object_detection::protos as pb;
+
+/// A learning rate for every step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LearningRate {
+    Constant(f64),
+    /// `initial * factor ^ (step / decay_steps)`, the exponent rounded down where `staircase`.
+    Exponential { initial: f64, decay_steps: u64, factor: f64, staircase: bool },
+    /// `rates[i]` from `boundaries[i - 1]` on; with `warmup` the first boundary is approached in a straight line.
+    ManualStep { boundaries: Vec<u64>, rates: Vec<f64>, warmup: bool },
+    /// Half a cosine from `base` to 0 after a straight warmup; 0 beyond `total`.
+    Cosine { base: f64, total: u64, warmup_rate: f64, warmup_steps: u64, hold_steps: u64 },
+}
+
+impl LearningRate {
+    /// # Errors
+    /// If no schedule is set, or its numbers contradict each other.
+    pub fn from_config(config: Option<&pb::LearningRate>) -> Result<Self> {
+        use pb::learning_rate::LearningRate as L;
+        let field = "train_config.optimizer: learning_rate";
+        let schedule = config.and_then(|c| c.learning_rate.as_ref()).with_context(|| format!("{field} is not set"))?;
+        Ok(match schedule {
+            L::ConstantLearningRate(c) => Self::Constant(c.learning_rate().into()),
+            L::ExponentialDecayLearningRate(e) => {
+                ensure!(e.decay_steps() > 0, "{field}.exponential_decay_learning_rate.decay_steps must be positive");
+                Self::Exponential {
+                    initial: e.initial_learning_rate().into(),
+                    decay_steps: e.decay_steps().into(),
+                    factor: e.decay_factor().into(),
+                    staircase: e.staircase(),
+                }
+            }
+            L::ManualStepLearningRate(m) => {
+                let boundaries: Vec<u64> = m.schedule.iter().map(|s| s.step().into()).collect();
+                if m.schedule.is_empty() || boundaries[0] == 0 || boundaries.windows(2).any(|w| w[0] >= w[1]) {
+                    bail!("{field}.manual_step_learning_rate.schedule: steps must be positive and ascend");
+                }
+                let rates = std::iter::once(m.initial_learning_rate())
+                    .chain(m.schedule.iter().map(pb::manual_step_learning_rate::LearningRateSchedule::learning_rate))
+                    .map(f64::from)
+                    .collect();
+                Self::ManualStep { boundaries, rates, warmup: m.warmup() }
+            }
+            L::CosineDecayLearningRate(c) => {
+                let (total, warmup) = (c.total_steps(), c.warmup_steps());
+                ensure!(total > warmup, "{field}.cosine_decay_learning_rate: total_steps {total} must exceed warmup_steps {warmup}");
+                ensure!(
+                    c.learning_rate_base() >= c.warmup_learning_rate() || warmup == 0,
+                    "{field}.cosine_decay_learning_rate: learning_rate_base must not be below warmup_learning_rate"
+                );
+                Self::Cosine {
+                    base: c.learning_rate_base().into(),
+                    total: total.into(),
+                    warmup_rate: c.warmup_learning_rate().into(),
+                    warmup_steps: warmup.into(),
+                    hold_steps: c.hold_base_rate_steps().into(),
+                }
+            }
+        })
+    }
+
+    /// The rate of the step that follows `step` finished ones.
+    pub fn at(&self, step: u64) -> f64 {
+        let s = step as f64;
+        match self {
+            Self::Constant(rate) => *rate,
+            Self::Exponential { initial, decay_steps, factor, staircase } => {
+                let exponent = s / *decay_steps as f64;
+                initial * factor.powf(if *staircase { exponent.floor() } else { exponent })
+            }
+            Self::ManualStep { boundaries, rates, warmup } => {
+                let passed = boundaries.iter().filter(|&&b| step >= b).count();
+                if *warmup && passed == 0 {
+                    // Upstream interpolates from the first rate to the second until the first boundary.
+                    return rates[0] + (rates[1] - rates[0]) / boundaries[0] as f64 * s;
+                }
+                rates[passed]
+            }
+            Self::Cosine { base, total, warmup_rate, warmup_steps, hold_steps } => {
+                if step > *total {
+                    return 0.0;
+                }
+                if step < *warmup_steps {
+                    return (base - warmup_rate) / *warmup_steps as f64 * s + warmup_rate;
+                }
+                let flat = warmup_steps + hold_steps;
+                if *hold_steps > 0 && step <= flat {
+                    return *base;
+                }
+                let along = (s - flat as f64) / (*total as f64 - flat as f64);
+                0.5 * base * (1.0 + (std::f64::consts::PI * along).cos())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_staircase_falls_at_whole_multiples() {
+        let rate = LearningRate::Exponential { initial: 0.004, decay_steps: 10, factor: 0.5, staircase: true };
+        assert_eq!([rate.at(0), rate.at(9), rate.at(10), rate.at(25)], [0.004, 0.004, 0.002, 0.001]);
+    }
+
+    #[test]
+    fn manual_steps_change_at_their_boundaries() {
+        let rate = LearningRate::ManualStep { boundaries: vec![5, 10], rates: vec![1.0, 2.0, 3.0], warmup: false };
+        assert_eq!([rate.at(4), rate.at(5), rate.at(10)], [1.0, 2.0, 3.0]);
+        let rate = LearningRate::ManualStep { boundaries: vec![4, 10], rates: vec![1.0, 2.0, 3.0], warmup: true };
+        assert_eq!([rate.at(0), rate.at(2), rate.at(4)], [1.0, 1.5, 2.0]);
+    }
+
+    #[test]
+    fn a_cosine_warms_up_holds_and_ends_at_zero() {
+        let rate = LearningRate::Cosine { base: 1.0, total: 100, warmup_rate: 0.1, warmup_steps: 10, hold_steps: 20 };
+        assert!((rate.at(5) - 0.55).abs() < 1e-12);
+        assert_eq!([rate.at(10), rate.at(30)], [1.0, 1.0]);
+        assert!((rate.at(65) - 0.5).abs() < 1e-12);
+        assert_eq!(rate.at(101), 0.0);
+    }
+}

@@ -1,1 +1,252 @@
-//! optimizer
+//! Optimizers as TensorFlow 1.x computes them, their state under TensorFlow's slot names.
+
+use anyhow::{Context, Result, bail, ensure};
+use regex::Regex;
+use tch::{Kind, Tensor};
+
+use super::learning_rate::LearningRate;
+use crate::net::variables::{Variables, to_libtorch, values_in_tensorflow_layout};
+use crate::proto::object_detection::protos as pb;
+
+/// How a gradient becomes a change.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Rule {
+    /// `ms = decay ms + (1 - decay) g²; mom = momentum mom + lr g / sqrt(ms + epsilon); w -= mom`, not centered.
+    RmsProp { decay: f64, momentum: f64, epsilon: f64 },
+    /// `acc = momentum acc + g; w -= lr acc`.
+    Momentum { momentum: f64 },
+    /// Kingma and Ba (arXiv:1412.6980), epsilon outside the root as TensorFlow has it.
+    Adam { beta1: f64, beta2: f64, epsilon: f64 },
+}
+
+/// A slot: what a checkpoint calls it, and where it starts.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    name: &'static str,
+    start: f64,
+}
+
+impl Rule {
+    fn slots(self) -> &'static [Slot] {
+        match self {
+            Rule::RmsProp { .. } => &[Slot { name: "RMSProp", start: 1.0 }, Slot { name: "RMSProp_1", start: 0.0 }],
+            Rule::Momentum { .. } => &[Slot { name: "Momentum", start: 0.0 }],
+            Rule::Adam { .. } => &[Slot { name: "Adam", start: 0.0 }, Slot { name: "Adam_1", start: 0.0 }],
+        }
+    }
+}
+
+/// An optimizer with its state.
+#[derive(Debug)]
+pub struct Optimizer {
+    rule: Rule,
+    learning_rate: LearningRate,
+    /// Of each tensor's own gradient norm; 0 for none.
+    clip_norm: f64,
+    /// Of gradients of biases; 1 for none.
+    bias_multiplier: f64,
+    /// Whether the gradient of L2 regularization is added.
+    regularize: bool,
+    /// By variable position, then slot; empty for a variable that is not trained.
+    slots: Vec<Vec<Tensor>>,
+}
+
+impl Optimizer {
+    /// The optimizer that the config describes, at its initial state; marks `freeze_variables` as not trainable.
+    ///
+    /// # Errors
+    /// If no optimizer is set, or a pattern of `freeze_variables` is not a regular expression.
+    pub fn from_config(config: &pb::TrainConfig, variables: &mut Variables) -> Result<Self> {
+        use pb::optimizer::Optimizer as O;
+        let frozen: Vec<Regex> = config
+            .freeze_variables
+            .iter()
+            // Python's re.match: from the start of the name.
+            .map(|p| Regex::new(&format!("^(?:{p})")).with_context(|| format!("train_config.freeze_variables: `{p}` is not a regular expression")))
+            .collect::<Result<_>>()?;
+        if !frozen.is_empty() {
+            let count = variables.freeze(|name| frozen.iter().any(|f| f.is_match(name)))?;
+            tracing::info!("{count} variables are frozen by train_config.freeze_variables");
+        }
+        let optimizer = config.optimizer.as_ref().and_then(|o| o.optimizer.as_ref()).context("train_config.optimizer is not set")?;
+        let (rule, rate) = match optimizer {
+            O::RmsPropOptimizer(r) => (
+                Rule::RmsProp { decay: r.decay().into(), momentum: r.momentum_optimizer_value().into(), epsilon: r.epsilon().into() },
+                &r.learning_rate,
+            ),
+            O::MomentumOptimizer(m) => (Rule::Momentum { momentum: m.momentum_optimizer_value().into() }, &m.learning_rate),
+            // TensorFlow's defaults; the message has no fields for them.
+            O::AdamOptimizer(a) => (Rule::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }, &a.learning_rate),
+        };
+        let mut slots = Vec::with_capacity(variables.specs().len());
+        for (i, spec) in variables.specs().iter().enumerate() {
+            let kinds = if spec.trainable { rule.slots() } else { &[] };
+            let tensors: Result<Vec<Tensor>> = kinds
+                .iter()
+                // The clone keeps the variable's memory layout.
+                .map(|s| Ok(variables.tensor(i).f_detach()?.f_full_like(s.start)?))
+                .collect();
+            slots.push(tensors?);
+        }
+        let multiplier = f64::from(config.bias_grad_multiplier());
+        Ok(Self {
+            rule,
+            learning_rate: LearningRate::from_config(rate.as_ref())?,
+            clip_norm: config.gradient_clipping_by_norm().into(),
+            bias_multiplier: if multiplier == 0.0 { 1.0 } else { multiplier },
+            regularize: config.add_regularization_loss(),
+            slots,
+        })
+    }
+
+    /// The learning rate of the step that follows `step` finished ones.
+    pub fn learning_rate(&self, step: u64) -> f64 {
+        self.learning_rate.at(step)
+    }
+
+    /// The regularization loss of the present values, a scalar tensor: `sum(l2 * w² / 2)`.
+    pub fn regularization(&self, variables: &Variables) -> Result<Tensor> {
+        tch::no_grad(|| {
+            let mut sum = Tensor::f_zeros([], (Kind::Float, variables.device()))?;
+            if !self.regularize {
+                return Ok(sum);
+            }
+            for (i, spec) in variables.specs().iter().enumerate().filter(|(_, s)| s.l2 != 0.0) {
+                let norm = variables.tensor(i).f_norm()?; // of all elements
+                sum += norm.f_square()? * (spec.l2 / 2.0);
+            }
+            Ok(sum)
+        })
+    }
+
+    /// Applies the variables' gradients, then clears them.
+    ///
+    /// * `step`: finished steps, for the learning rate and Adam's correction.
+    pub fn step(&mut self, variables: &Variables, step: u64) -> Result<()> {
+        let rate = self.learning_rate.at(step);
+        tch::no_grad(|| -> Result<()> {
+            for (i, spec) in variables.specs().iter().enumerate().filter(|(_, s)| s.trainable) {
+                let mut weights = variables.tensor(i).shallow_clone();
+                let gradient = weights.f_grad()?;
+                if !gradient.defined() {
+                    continue;
+                }
+                let mut g = gradient.f_detach()?;
+                if self.regularize && spec.l2 != 0.0 {
+                    g = g.f_add(&(&weights * spec.l2))?;
+                }
+                if self.bias_multiplier != 1.0 && spec.name.ends_with("/biases") {
+                    g = g * self.bias_multiplier;
+                }
+                if self.clip_norm > 0.0 {
+                    // g * clip / max(norm, clip), each tensor by its own norm.
+                    let norm = g.f_norm()?.f_clamp_min(self.clip_norm)?;
+                    g = g * (norm.f_reciprocal()? * self.clip_norm);
+                }
+                apply(self.rule, &mut weights, &g, &mut self.slots[i], rate, step)?;
+                weights.zero_grad();
+            }
+            Ok(())
+        })
+    }
+
+    /// Slots and other state as a checkpoint holds them: `(name, shape, values)`; a scalar has no shape.
+    ///
+    /// * `step`: finished steps.
+    pub fn to_tensorflow(&self, variables: &Variables, step: u64) -> Result<Vec<(String, Vec<i64>, Vec<f32>)>> {
+        let mut state = Vec::new();
+        for (i, spec) in variables.specs().iter().enumerate() {
+            for (slot, tensor) in self.rule.slots().iter().zip(&self.slots[i]) {
+                state.push((format!("{}/{}", spec.name, slot.name), spec.shape.clone(), values_in_tensorflow_layout(spec, tensor)?));
+            }
+        }
+        if let Rule::Adam { beta1, beta2, .. } = self.rule {
+            for (name, beta) in [("beta1_power", beta1), ("beta2_power", beta2)] {
+                state.push((name.to_string(), vec![], vec![beta.powf(step as f64 + 1.0) as f32]));
+            }
+        }
+        Ok(state)
+    }
+
+    /// Takes the slots from a checkpoint.
+    ///
+    /// * `read`: values of a tensor by name, in TensorFlow's layout.
+    ///
+    /// # Errors
+    /// If a slot is missing or has another shape.
+    pub fn restore(&mut self, variables: &Variables, read: impl Fn(&str) -> Result<(Vec<i64>, Vec<f32>)>) -> Result<()> {
+        for (i, spec) in variables.specs().iter().enumerate() {
+            for (slot, tensor) in self.rule.slots().iter().zip(&mut self.slots[i]) {
+                let name = format!("{}/{}", spec.name, slot.name);
+                let (shape, values) = read(&name)?;
+                ensure!(shape == spec.shape, "`{name}` has shape {shape:?} in the checkpoint, not {:?}", spec.shape);
+                tch::no_grad(|| tensor.f_copy_(&to_libtorch(spec, &values, variables.device())?))
+                    .with_context(|| format!("taking over `{name}`"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn apply(rule: Rule, weights: &mut Tensor, g: &Tensor, slots: &mut [Tensor], rate: f64, step: u64) -> Result<()> {
+    match (rule, slots) {
+        (Rule::RmsProp { decay, momentum, epsilon }, [ms, mom]) => {
+            let _ = ms.f_mul_scalar_(decay)?.f_addcmul_(g, &(g * (1.0 - decay)))?;
+            let root = (&*ms + epsilon).f_sqrt()?;
+            let _ = mom.f_mul_scalar_(momentum)?.f_add_(&(g * rate).f_div(&root)?)?;
+            let _ = weights.f_sub_(mom)?;
+        }
+        (Rule::Momentum { momentum }, [acc]) => {
+            let _ = acc.f_mul_scalar_(momentum)?.f_add_(g)?;
+            let _ = weights.f_sub_(&(&*acc * rate))?;
+        }
+        (Rule::Adam { beta1, beta2, epsilon }, [m, v]) => {
+            let t = step as f64 + 1.0;
+            let corrected = rate * (1.0 - beta2.powf(t)).sqrt() / (1.0 - beta1.powf(t));
+            let _ = m.f_mul_scalar_(beta1)?.f_add_(&(g * (1.0 - beta1)))?;
+            let _ = v.f_mul_scalar_(beta2)?.f_addcmul_(g, &(g * (1.0 - beta2)))?;
+            let _ = weights.f_sub_(&(&*m * corrected).f_div(&(v.f_sqrt()? + epsilon))?)?;
+        }
+        (rule, slots) => bail!("{rule:?} with {} slots", slots.len()),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Applies the rule to one weight for the gradients given; the weight after each.
+    fn run(rule: Rule, gradients: &[f64]) -> Vec<f64> {
+        let mut w = Tensor::from_slice(&[1f32]);
+        let mut slots: Vec<Tensor> = rule.slots().iter().map(|s| w.full_like(s.start)).collect();
+        let mut path = Vec::new();
+        for (step, g) in gradients.iter().enumerate() {
+            apply(rule, &mut w, &Tensor::from_slice(&[*g as f32]), &mut slots, 0.1, step as u64).unwrap();
+            path.push(w.double_value(&[0]));
+        }
+        path
+    }
+
+    #[test]
+    fn rmsprop_starts_from_ones_with_epsilon_inside_the_root() {
+        let path = run(Rule::RmsProp { decay: 0.9, momentum: 0.5, epsilon: 1.0 }, &[2.0, 1.0]);
+        // By hand: ms = 0.9 + 0.4 = 1.3; mom = 0.2 / sqrt(2.3); then ms = 1.27, mom = mom / 2 + 0.1 / sqrt(2.27).
+        let first = 0.2 / 2.3f64.sqrt();
+        let second = first / 2.0 + 0.1 / 2.27f64.sqrt();
+        assert!((path[0] - (1.0 - first)).abs() < 1e-6);
+        assert!((path[1] - (1.0 - first - second)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn momentum_accumulates_gradients() {
+        let path = run(Rule::Momentum { momentum: 0.5 }, &[2.0, 1.0]);
+        assert!((path[0] - 0.8).abs() < 1e-6 && (path[1] - 0.6).abs() < 1e-6);
+    }
+
+    #[test]
+    fn adams_first_step_is_the_learning_rate() {
+        let path = run(Rule::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }, &[5.0]);
+        assert!((path[0] - 0.9).abs() < 1e-5);
+    }
+}
