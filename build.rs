@@ -52,7 +52,7 @@ fn compile_shim(lib: &Path) -> Result<()> {
         .file(folder.join("optimizer.cpp"))
         .compile("odh_shim");
     // Without fused multiply-adds: these sums round as TensorFlow's do.
-    build().opt_level(3).flag("-ffp-contract=off").file(folder.join("moments.cpp")).compile("odh_moments");
+    build().opt_level(3).flag("-ffp-contract=off").flag("-Wno-psabi").file(folder.join("moments.cpp")).compile("odh_moments");
     let mut sets: Vec<(&str, &[&str])> = vec![("odh_baseline", &[])];
     if env::var("CARGO_CFG_TARGET_ARCH")? == "x86_64" {
         sets.push(("odh_avx2", &["-mavx2", "-mfma"]));

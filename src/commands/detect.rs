@@ -1,13 +1,16 @@
 //! `odh detect`: boxes on pictures.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::config::weights::{self, WeightsOptions};
 use crate::config::zoo;
 use crate::data::draw::Annotation;
 use crate::data::inputs::{self, Input};
+use crate::engine::loaded::{self, ModelDetector};
+use crate::engine::device;
 use crate::engine::detect::{DetectOptions, DetectSummary, PictureDetector, detect_all};
 use crate::engine::model_files::{self, ModelSource, Search};
 use crate::{exit, interrupt, logging, outln};
@@ -55,6 +58,9 @@ pub struct Args {
     /// auto, cpu, cuda or cuda:N
     #[arg(long = "device", value_name = "DEVICE", default_value = "auto")]
     device: String,
+    /// Folder of pretrained models
+    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = "./model_zoo")]
+    model_zoo_dir: PathBuf,
 }
 
 fn score(typed: &str) -> Result<f32, String> {
@@ -97,19 +103,22 @@ fn load(args: &Args) -> Result<Box<dyn PictureDetector>> {
     };
     let search = Search { model: args.model.as_deref(), checkpoint: args.checkpoint.as_deref(), roots };
     let source = model_files::find(&search, |typed| Ok(zoo::resolve(typed)?.folder.to_string()))?;
-    match source {
+    let (config, prefix, label_map) = match source {
         ModelSource::Files(files) => {
             let config = model_files::config(&files)?;
             let label_map = model_files::label_map(args.label_file.as_deref(), &files.folder, &config, false)?;
-            bail!(
-                "`odh detect` cannot run `{}` yet ({} classes, device {})",
-                files.checkpoint.display(),
-                label_map.num_classes(),
-                args.device
-            )
+            (config, files.checkpoint, label_map)
         }
-        ModelSource::Zoo(name) => bail!("`odh detect` cannot run the zoo's `{name}` yet"),
-    }
+        ModelSource::Zoo(name) => {
+            let prefix = weights::pretrained(&name, &WeightsOptions::new(&args.model_zoo_dir, None))?;
+            let (config, _) = zoo::resolve(&name)?.config(Path::new("."))?;
+            let label_map = model_files::label_map(args.label_file.as_deref(), &PathBuf::from(&name), &config, true)?;
+            (config, prefix, label_map)
+        }
+    };
+    let device = device::choose(&args.device)?;
+    let loaded = loaded::load(&config, &prefix, device)?;
+    Ok(Box::new(ModelDetector::new(&loaded, label_map)?))
 }
 
 fn progress(pictures: usize) -> ProgressBar {

@@ -306,3 +306,11 @@ fn prepare(records: &Records, order: &Order, options: &LoaderOptions, at: Positi
     }
     Ok(Prepared { image: resized, groundtruth: sample.groundtruth, name: labeled.filename, source_size, source })
 }
+/// Whether a record path stands for something that can be read.
+///
+/// # Errors
+/// As [`Loader::new`].
+pub fn records_exist(path: &std::path::Path) -> Result<()> {
+    Records::open(&[path.to_path_buf()]).map(|_| ())
+}
+

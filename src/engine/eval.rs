@@ -1,1 +1,140 @@
-//! eval
+//! Evaluation: one pass over the validation pictures, PASCAL VOC and COCO figures, and some pictures with what was found.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use tch::{Device, Tensor};
+
+use super::eval_report::{EvalReport, EvalRun};
+use crate::config::label_map::LabelMap;
+use crate::data::image::RgbImage;
+use crate::data::loader::{Classes, LoaderOptions, OnePass, Resizer};
+use crate::data::{draw, encode, image};
+use crate::formats::events::EventWriter;
+use crate::metrics::coco::CocoEvaluator;
+use crate::metrics::matching::{PictureDetections, PictureGroundtruth};
+use crate::metrics::pascal::PascalEvaluator;
+use crate::models::{DetectionModel, Frozen};
+use crate::net::variables::Variables;
+
+/// What to evaluate on, and how.
+#[derive(Debug, Clone)]
+pub struct EvalOptions<'a> {
+    /// Named in the report.
+    pub model_name: &'a str,
+    pub label_map: &'a LabelMap,
+    /// Record files, shard sets or globs.
+    pub records: Vec<PathBuf>,
+    /// At most so many pictures.
+    pub num_examples: Option<usize>,
+    /// So many pictures are drawn on.
+    pub num_visualizations: usize,
+    /// Least score of a box that is drawn.
+    pub min_score: f32,
+    /// Loader threads; 0 for one less than the machine has cores.
+    pub num_threads: usize,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Evaluated {
+    pub report: EvalReport,
+    /// Pictures with boxes drawn on them.
+    pub drawn: Vec<RgbImage>,
+}
+
+/// Looks at every validation picture with the variables' present values.
+///
+/// * `checkpoint`, `step`: named in the report.
+///
+/// # Errors
+/// If a record cannot be used or the model fails.
+pub fn evaluate(
+    model: &dyn DetectionModel,
+    variables: &Variables,
+    options: &EvalOptions,
+    (checkpoint, step): (&Path, u64),
+) -> Result<Evaluated> {
+    let start = Instant::now();
+    let device = variables.device();
+    let network = model.freeze(variables)?;
+    // A CPU gains nothing from larger batches, and its caches lose.
+    let batch_size = if device == Device::Cpu { 4 } else { 32 };
+    let mut loading = LoaderOptions::new(options.records.clone(), batch_size, resizer(model), classes(model, options.label_map));
+    loading.keep_sources = options.num_visualizations;
+    loading.num_threads = options.num_threads;
+    let pass = OnePass::new(loading, options.num_examples)?;
+    let mut pascal = PascalEvaluator::new(model.num_classes());
+    let mut coco = CocoEvaluator::new(1..=model.num_classes() as u32);
+    let mut run = EvalRun {
+        model: options.model_name.to_string(),
+        checkpoint: checkpoint.display().to_string(),
+        step,
+        device: super::device::name(device),
+        ..EvalRun::default()
+    };
+    let mut drawn = Vec::new();
+    for batch in pass {
+        let batch = batch?;
+        let found = detect_resized(network.as_ref(), &batch.images, [batch.height, batch.width], device)?;
+        for (i, detections) in found.iter().enumerate() {
+            let (height, width) = batch.source_sizes[i];
+            let groundtruth = PictureGroundtruth::from_normalized(&batch.groundtruth[i], height, width);
+            let in_pixels = PictureDetections::from_normalized(detections, height, width);
+            run.groundtruth_boxes += groundtruth.boxes_px.len();
+            run.detections += in_pixels.boxes_px.len();
+            pascal.add(&groundtruth, &in_pixels);
+            coco.add(run.pictures, &groundtruth, &in_pixels);
+            run.pictures += 1;
+            if let Some(mut picture) = batch.sources[i].clone() {
+                let label = |class: usize| options.label_map.label(class as u32 + 1);
+                draw::draw(&mut picture, &draw::annotations(detections, options.min_score, label));
+                drawn.push(picture);
+            }
+        }
+    }
+    run.seconds = start.elapsed().as_secs_f64();
+    let report = EvalReport::new(run, options.label_map, &pascal.result(), &coco.result());
+    Ok(Evaluated { report, drawn })
+}
+
+/// Writes an evaluation: scalars and pictures for TensorBoard, figures as JSON; returns the JSON file's path.
+///
+/// # Errors
+/// If writing fails.
+pub fn write(evaluated: &Evaluated, folder: &Path, events: &mut EventWriter) -> Result<PathBuf> {
+    let step = i64::try_from(evaluated.report.run.step).context("step")?;
+    for (tag, value) in evaluated.report.scalars() {
+        events.scalar(step, &tag, value as f32)?;
+    }
+    for (i, picture) in evaluated.drawn.iter().enumerate() {
+        let png = encode::encode(picture, image::Format::Png)?;
+        events.image(step, &format!("image-{i}"), picture.width, picture.height, png)?;
+    }
+    events.flush()?;
+    evaluated.report.write(folder)
+}
+
+/// Runs a frozen model on resized pictures: `[N, H, W, 3]`, 0..255.
+pub fn detect_resized(
+    network: &dyn Frozen,
+    images: &[f32],
+    [height, width]: [usize; 2],
+    device: Device,
+) -> Result<Vec<crate::detection::boxes::Detections>> {
+    let images = Tensor::from_slice(images).f_view([-1, height as i64, width as i64, 3])?.f_to_device(device)?;
+    network.detect(&images)
+}
+
+/// How the model wants its pictures.
+pub fn resizer(model: &dyn DetectionModel) -> Resizer {
+    let [height, width] = model.input_size();
+    Resizer::FixedShape { height, width }
+}
+
+/// What the records' classes may be.
+pub fn classes(model: &dyn DetectionModel, label_map: &LabelMap) -> Classes {
+    let ids = label_map.items.iter().map(|item| (item.name.clone(), item.id)).collect();
+    Classes { count: model.num_classes(), ids }
+}

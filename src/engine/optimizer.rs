@@ -180,8 +180,8 @@ impl Optimizer {
                 let name = format!("{}/{}", spec.name, slot.name);
                 let (shape, values) = read(&name)?;
                 ensure!(shape == spec.shape, "`{name}` has shape {shape:?} in the checkpoint, not {:?}", spec.shape);
-                tch::no_grad(|| tensor.f_copy_(&to_libtorch(spec, &values, variables.device())?))
-                    .with_context(|| format!("taking over `{name}`"))?;
+                let values = to_libtorch(spec, &values, variables.device())?;
+                tch::no_grad(|| tensor.f_copy_(&values)).with_context(|| format!("taking over `{name}`"))?;
             }
         }
         Ok(())

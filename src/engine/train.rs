@@ -1,1 +1,322 @@
-//! train
+//! The training loop: load, predict, lose, step; every so many steps save and evaluate.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tch::{Device, Tensor};
+
+use super::checkpoint::{self, Best, FineTune, RunState};
+use super::eval::{self, EvalOptions};
+use super::optimizer::Optimizer;
+use super::progress::Progress;
+use crate::config::label_map::LabelMap;
+use crate::data::augment::Augmentation;
+use crate::data::loader::{Batch, Loader, LoaderOptions, Position};
+use crate::formats::events::EventWriter;
+use crate::models::{DetectionModel, Losses};
+use crate::net::exec::apply_moving_updates;
+use crate::net::variables::Variables;
+use crate::proto::object_detection::protos as pb;
+use crate::{exit, interrupt};
+
+/// Steps between two points of the curves in TensorBoard.
+const SUMMARY_STEPS: u64 = 10;
+/// Batches that the loader keeps ready.
+const PREFETCH: usize = 4;
+
+/// What to train, and where it goes.
+#[derive(Debug, Clone)]
+pub struct TrainOptions<'a> {
+    pub model_name: &'a str,
+    pub config: &'a pb::TrainConfig,
+    pub label_map: &'a LabelMap,
+    /// Record files, shard sets or globs.
+    pub train_records: Vec<PathBuf>,
+    /// Evaluated on every `save_every` steps and at the end; `None` for never.
+    pub evaluation: Option<EvalOptions<'a>>,
+    pub train_dir: PathBuf,
+    pub eval_dir: PathBuf,
+    /// Pretrained weights; `None` for random ones.
+    pub start_from: Option<PathBuf>,
+    /// Steps to have finished in the end.
+    pub num_steps: u64,
+    pub save_every: u64,
+    /// Of every random choice; a resumed run keeps its own.
+    pub seed: u64,
+    pub device: Device,
+    /// Loader threads; 0 for one less than the machine has cores.
+    pub num_threads: usize,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Trained {
+    /// The latest checkpoint.
+    pub checkpoint: PathBuf,
+    pub step: u64,
+    /// Of the last evaluation, PASCAL mAP@0.5.
+    pub map: Option<f64>,
+    /// Steps done by this call.
+    pub steps_done: u64,
+    /// In the steps, without saving and evaluating.
+    pub stepping: Duration,
+    /// Of it, waiting for data.
+    pub waited: Duration,
+    pub images_per_second: f64,
+}
+
+/// Everything that changes while training.
+struct Run<'a> {
+    model: &'a dyn DetectionModel,
+    options: &'a TrainOptions<'a>,
+    variables: Variables,
+    optimizer: Optimizer,
+    step: u64,
+    state: RunState,
+    events: EventWriter,
+    eval_events: Option<EventWriter>,
+    map: Option<f64>,
+}
+
+/// Trains to `num_steps`, from where the train folder's latest checkpoint stands if it has one.
+///
+/// # Errors
+/// If data, checkpoints or the disk fail; if a loss is not finite; exit code 130 after Ctrl-C, once all is saved.
+pub fn train(model: &dyn DetectionModel, options: &TrainOptions) -> Result<Trained> {
+    let mut variables = Variables::new(model.variables(), options.seed, options.device)?;
+    let mut optimizer = Optimizer::from_config(options.config, &mut variables)?;
+    let mut state = RunState { seed: options.seed, position: Position::default() };
+    let mut step = 0;
+    let latest = checkpoint::latest(&options.train_dir)?;
+    if let Some(prefix) = &latest {
+        let (at, saved) = checkpoint::resume(prefix, &mut variables, &mut optimizer)?;
+        step = at;
+        match saved {
+            Some(saved) => {
+                if saved.seed != options.seed {
+                    tracing::info!("the run keeps its seed {} (not {}): it goes on where it stood", saved.seed, options.seed);
+                }
+                state = saved;
+            }
+            None => tracing::warn!("{} has no loader position beside it: the data starts a new pass", prefix.display()),
+        }
+        tracing::info!("Resume [ checkpoint : {}, step : {step} ]", prefix.display());
+    } else if let Some(prefix) = &options.start_from {
+        start_from(prefix, model, &mut variables, options.config)?;
+    } else {
+        tracing::warn!("no pretrained weights: training starts from random values, as asked");
+    }
+    let mut events = EventWriter::create(&options.train_dir)?;
+    if latest.is_some() {
+        events.session_start(step as i64 + 1)?;
+    }
+    let mut run = Run { model, options, variables, optimizer, step, state, events, eval_events: None, map: None };
+    run.to_the_end(latest)
+}
+
+/// Takes over what fits of a checkpoint and says what did not.
+fn start_from(prefix: &Path, model: &dyn DetectionModel, variables: &mut Variables, config: &pb::TrainConfig) -> Result<()> {
+    let scopes = model.feature_extractor_scopes();
+    let detection = match config.fine_tune_checkpoint_type() {
+        "" => config.from_detection_checkpoint(),
+        "detection" => true,
+        "classification" => false,
+        other => bail!("train_config.fine_tune_checkpoint_type: `{other}` must be detection or classification"),
+    };
+    let what = match (detection, config.load_all_detection_checkpoint_vars()) {
+        (true, true) => FineTune::All,
+        (true, false) => FineTune::Scopes(scopes),
+        (false, _) => FineTune::Classification(scopes),
+    };
+    let report = checkpoint::fine_tune(prefix, variables, what)?;
+    crate::outln!(
+        "{}: {} variables restored, {} skipped for their shape, {} missing, {} not asked for",
+        prefix.display(),
+        report.restored.len(),
+        report.other_shape.len(),
+        report.missing.len(),
+        report.out_of_scope.len()
+    );
+    tracing::info!(
+        "Restore [ checkpoint : {}, restored : {}, skipped for their shape : {}, missing : {}, not asked for : {} ]",
+        prefix.display(),
+        report.restored.len(),
+        report.other_shape.len(),
+        report.missing.len(),
+        report.out_of_scope.len()
+    );
+    for (why, names) in [("has another shape", &report.other_shape), ("is not in the checkpoint", &report.missing)] {
+        for name in names {
+            tracing::info!("Restore: {name} {why} and starts anew");
+        }
+    }
+    Ok(())
+}
+
+impl Run<'_> {
+    fn to_the_end(&mut self, latest: Option<PathBuf>) -> Result<Trained> {
+        let options = self.options;
+        let first = self.step;
+        let mut checkpoint = latest;
+        let (mut stepping, mut waited) = (Duration::ZERO, Duration::ZERO);
+        if self.step >= options.num_steps {
+            tracing::warn!(
+                "{} stands at step {} already; ask for more with --num_steps, or start anew with --reset",
+                options.train_dir.display(),
+                self.step
+            );
+        } else {
+            let mut loader = self.loader()?;
+            let mut progress = Progress::new(self.step, options.num_steps, options.config.batch_size() as usize);
+            while self.step < options.num_steps {
+                let begun = Instant::now();
+                let batch = loader.next()?;
+                waited += batch.waited;
+                progress.waited(batch.waited);
+                let line = self.one_step(&batch)?;
+                stepping += begun.elapsed();
+                progress.step(self.step, &line);
+                let stop = interrupt::requested();
+                let due = self.step.is_multiple_of(options.save_every) || self.step == options.num_steps;
+                if due || stop {
+                    checkpoint = Some(self.save()?);
+                }
+                if stop {
+                    progress.finish();
+                    return Err(exit::interrupted(format!(
+                        "stopped at step {}; all is saved: the same command goes on from there",
+                        self.step
+                    )));
+                }
+                if due && options.evaluation.is_some() {
+                    let prefix = checkpoint.clone().context("a checkpoint was just saved")?;
+                    progress.pause(|| self.evaluate(&prefix))?;
+                }
+            }
+            progress.finish();
+        }
+        let steps_done = self.step - first;
+        let images = steps_done as f64 * f64::from(options.config.batch_size());
+        Ok(Trained {
+            checkpoint: checkpoint.context("nothing was trained and there is no checkpoint: --num_steps must be at least 1")?,
+            step: self.step,
+            map: self.map,
+            steps_done,
+            stepping,
+            waited,
+            images_per_second: images / stepping.as_secs_f64().max(1e-9),
+        })
+    }
+
+    fn loader(&self) -> Result<Loader> {
+        let options = self.options;
+        let augmentations = options.config.data_augmentation_options.iter().map(Augmentation::from_config).collect::<Result<_>>()?;
+        let classes = eval::classes(self.model, options.label_map);
+        let batch_size = options.config.batch_size() as usize;
+        Loader::new(LoaderOptions {
+            shuffle: true,
+            seed: self.state.seed,
+            augmentations,
+            start: self.state.position,
+            num_threads: options.num_threads,
+            prefetch: PREFETCH,
+            ..LoaderOptions::new(options.train_records.clone(), batch_size, eval::resizer(self.model), classes)
+        })
+    }
+
+    /// One batch: losses, gradients, update. Returns what the progress line shows.
+    fn one_step(&mut self, batch: &Batch) -> Result<StepLine> {
+        let device = self.options.device;
+        // Dropout draws from libtorch's generator: bound to the step, a resumed run draws the same.
+        tch::manual_seed((self.state.seed ^ (self.step << 20)) as i64 & i64::MAX);
+        let shape = [batch.names.len() as i64, batch.height as i64, batch.width as i64, 3];
+        let images = Tensor::from_slice(&batch.images).f_view(shape)?.f_to_device(device)?;
+        let losses = self.model.losses(&self.variables, &images, &batch.groundtruth)?;
+        let regularization = self.optimizer.regularization(&self.variables)?;
+        let line = self.read_losses(&losses, &regularization, batch)?;
+        losses.total()?.f_backward()?;
+        self.optimizer.step(&self.variables, self.step)?;
+        apply_moving_updates(&self.variables, &losses.moving)?;
+        let first = self.step == 0;
+        self.step += 1;
+        self.state.position = batch.position;
+        if first || self.step.is_multiple_of(SUMMARY_STEPS) || self.step == self.options.num_steps {
+            self.summarize(&line)?;
+        }
+        Ok(line)
+    }
+
+    /// The numbers of one step; a GPU waits here.
+    fn read_losses(&self, losses: &Losses, regularization: &Tensor, batch: &Batch) -> Result<StepLine> {
+        let mut terms = Vec::with_capacity(losses.terms.len());
+        let mut total = f64::try_from(regularization)?;
+        for (name, term) in &losses.terms {
+            let value = f64::try_from(term)?;
+            if !value.is_finite() {
+                bail!(
+                    "step {}: {name} is {value}; pictures of the batch: {}. Lower the learning rate or look at these pictures' boxes; the \
+                     latest checkpoint in {} is from before",
+                    self.step + 1,
+                    batch.names.join(", "),
+                    self.options.train_dir.display()
+                );
+            }
+            terms.push((*name, value));
+            total += value;
+        }
+        if !total.is_finite() {
+            bail!("step {}: the regularization loss is not finite: the weights have grown without bound; lower the learning rate", self.step + 1);
+        }
+        Ok(StepLine { total, terms, learning_rate: self.optimizer.learning_rate(self.step) })
+    }
+
+    fn summarize(&mut self, line: &StepLine) -> Result<()> {
+        let step = self.step as i64;
+        self.events.scalar(step, "Losses/TotalLoss", line.total as f32)?;
+        for (name, value) in &line.terms {
+            self.events.scalar(step, &format!("Losses/{name}"), *value as f32)?;
+        }
+        self.events.scalar(step, "LearningRate/LearningRate/learning_rate", line.learning_rate as f32)?;
+        self.events.flush()
+    }
+
+    fn save(&mut self) -> Result<PathBuf> {
+        let folder = &self.options.train_dir;
+        let prefix = checkpoint::save(folder, &self.variables, &self.optimizer, self.step, self.state)
+            .with_context(|| format!("saving step {} into {}", self.step, folder.display()))?;
+        tracing::info!("Save [ checkpoint : {} ]", prefix.display());
+        Ok(prefix)
+    }
+
+    fn evaluate(&mut self, prefix: &Path) -> Result<()> {
+        let Some(options) = &self.options.evaluation else { return Ok(()) };
+        tracing::info!("Evaluate start [ step : {} ]", self.step);
+        let evaluated = eval::evaluate(self.model, &self.variables, options, (prefix, self.step))?;
+        let events = match &mut self.eval_events {
+            Some(events) => events,
+            empty => empty.insert(EventWriter::create(&self.options.eval_dir)?),
+        };
+        eval::write(&evaluated, &self.options.eval_dir, events)?;
+        for line in evaluated.report.log_lines() {
+            tracing::info!("{line}");
+        }
+        crate::outln!("{}", evaluated.report.table());
+        let map = evaluated.report.pascal.map;
+        self.map = Some(map);
+        let best = checkpoint::read_best(&self.options.train_dir);
+        if map.is_finite() && best.is_none_or(|b| map > b.map || b.step > self.step) {
+            checkpoint::write_best(&self.options.train_dir, Best { step: self.step, map })?;
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of one step.
+#[derive(Debug, Clone)]
+pub struct StepLine {
+    /// With regularization.
+    pub total: f64,
+    pub terms: Vec<(&'static str, f64)>,
+    pub learning_rate: f64,
+}

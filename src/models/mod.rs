@@ -49,7 +49,7 @@ pub trait DetectionModel {
     fn losses(&self, variables: &Variables, images: &Tensor, groundtruth: &[Groundtruth]) -> Result<Losses>;
 
     /// The model with the variables' present values frozen in.
-    fn freeze<'a>(&'a self, variables: &Variables) -> Result<Box<dyn Frozen + 'a>>;
+    fn freeze(&self, variables: &Variables) -> Result<Box<dyn Frozen>>;
 }
 
 /// A model ready for inference.

@@ -1,6 +1,8 @@
 //! SSD (Liu et al., arXiv:1512.02325; upstream meta_architectures/ssd_meta_arch.py): every anchor of every feature map predicts a box and
 //! a class at once.
 
+use std::sync::Arc;
+
 use anyhow::{Result, bail};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -23,11 +25,11 @@ use crate::proto::object_detection::protos as pb;
 const WINDOW: BBox = [0.0, 0.0, 1.0, 1.0];
 
 /// An SSD without its variables.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Ssd {
     num_classes: usize,
     input_size: [usize; 2],
-    graph: Graph,
+    graph: Arc<Graph>,
     predictors: Vec<Predicted>,
     per_cell: Vec<usize>,
     anchors: Vec<BBox>,
@@ -129,12 +131,12 @@ impl Ssd {
             loss: ssd_config::loss(config)?,
             nms,
             converter,
-            graph,
+            graph: Arc::new(graph),
         })
     }
 
     /// The network.
-    pub fn graph(&self) -> &Graph {
+    pub fn graph(&self) -> &Arc<Graph> {
         &self.graph
     }
 
@@ -315,19 +317,19 @@ impl DetectionModel for Ssd {
         })
     }
 
-    fn freeze<'a>(&'a self, variables: &Variables) -> Result<Box<dyn Frozen + 'a>> {
-        Ok(Box::new(FrozenSsd { ssd: self, network: Inference::new(&self.graph, variables)? }))
+    fn freeze(&self, variables: &Variables) -> Result<Box<dyn Frozen>> {
+        Ok(Box::new(FrozenSsd { ssd: self.clone(), network: Inference::new(&self.graph, variables)? }))
     }
 }
 
 /// An SSD ready for inference.
 #[derive(Debug)]
-struct FrozenSsd<'a> {
-    ssd: &'a Ssd,
-    network: Inference<'a>,
+struct FrozenSsd {
+    ssd: Ssd,
+    network: Inference,
 }
 
-impl Frozen for FrozenSsd<'_> {
+impl Frozen for FrozenSsd {
     fn detect(&self, images: &Tensor) -> Result<Vec<Detections>> {
         tch::no_grad(|| {
             let outputs = self.network.run(&Ssd::preprocess(images)?)?;

@@ -1,6 +1,7 @@
 //! Runs a graph on libtorch: for training with gradients, and for inference with batch norms folded into their convolutions.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use tch::{Kind, Tensor};
@@ -89,8 +90,8 @@ pub fn apply_moving_updates(variables: &Variables, updates: &[MovingUpdate]) -> 
 
 /// A graph made ready for inference: frozen values, batch norms folded away.
 #[derive(Debug)]
-pub struct Inference<'a> {
-    graph: &'a Graph,
+pub struct Inference {
+    graph: Arc<Graph>,
     steps: Vec<Step>,
     readers: Vec<usize>,
 }
@@ -114,9 +115,9 @@ enum StepKind {
     Plain(Op),
 }
 
-impl<'a> Inference<'a> {
+impl Inference {
     /// Folds the variables' present values.
-    pub fn new(graph: &'a Graph, variables: &Variables) -> Result<Self> {
+    pub fn new(graph: &Arc<Graph>, variables: &Variables) -> Result<Self> {
         let readers = count_readers(graph);
         let ids = resolve(graph, variables)?;
         let var = |id: VariableId| variables.tensor(ids[id.0]);
@@ -191,7 +192,7 @@ impl<'a> Inference<'a> {
             }
             Ok(())
         })?;
-        Ok(Self { graph, steps, readers })
+        Ok(Self { graph: Arc::clone(graph), steps, readers })
     }
 
     /// One forward pass without gradients; every tensor is freed after its last reader.
@@ -210,7 +211,7 @@ impl<'a> Inference<'a> {
                 values[step.result] = Some(value);
                 release(&mut values, &mut left, &node.inputs);
             }
-            take_outputs(self.graph, &values)
+            take_outputs(&self.graph, &values)
         })
     }
 

@@ -1,0 +1,71 @@
+//! A trained model in memory: for evaluation, export and detection.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use tch::Device;
+
+use super::checkpoint;
+use super::detect::PictureDetector;
+use super::eval::detect_resized;
+use crate::config::label_map::LabelMap;
+use crate::config::pipeline;
+use crate::data::image::RgbImage;
+use crate::data::resize::resize_bilinear;
+use crate::detection::boxes::Detections;
+use crate::models::{self, DetectionModel, Frozen};
+use crate::net::variables::Variables;
+use crate::proto::object_detection::protos as pb;
+
+/// A model with a checkpoint's values.
+pub struct LoadedModel {
+    pub model: Box<dyn DetectionModel>,
+    pub variables: Variables,
+    /// The training step of the checkpoint, if it says.
+    pub step: Option<u64>,
+}
+
+/// Builds the model of a config and fills it from a checkpoint.
+///
+/// # Errors
+/// If the config asks for what is not supported, or the checkpoint does not fit it.
+pub fn load(config: &pb::TrainEvalPipelineConfig, prefix: &Path, device: Device) -> Result<LoadedModel> {
+    pipeline::check_supported(config).with_context(|| format!("the pipeline config of {}", prefix.display()))?;
+    let model = models::from_config(config)?;
+    let mut variables = Variables::new(model.variables(), 0, device)?;
+    let step = checkpoint::load(prefix, &mut variables)?;
+    Ok(LoadedModel { model, variables, step })
+}
+
+/// A model that looks at pictures of any size.
+pub struct ModelDetector {
+    network: Box<dyn Frozen>,
+    input_size: [usize; 2],
+    device: Device,
+    label_map: LabelMap,
+}
+
+impl ModelDetector {
+    /// Freezes the model's values.
+    pub fn new(loaded: &LoadedModel, label_map: LabelMap) -> Result<Self> {
+        Ok(Self {
+            network: loaded.model.freeze(&loaded.variables)?,
+            input_size: loaded.model.input_size(),
+            device: loaded.variables.device(),
+            label_map,
+        })
+    }
+}
+
+impl PictureDetector for ModelDetector {
+    fn detect(&mut self, picture: &RgbImage) -> Result<Detections> {
+        let [height, width] = self.input_size;
+        let resized = resize_bilinear(&picture.data, picture.height, picture.width, 3, height, width);
+        let mut found = detect_resized(self.network.as_ref(), &resized, self.input_size, self.device)?;
+        found.pop().context("the model gave nothing for the picture")
+    }
+
+    fn label_map(&self) -> &LabelMap {
+        &self.label_map
+    }
+}
