@@ -199,7 +199,7 @@ const TABLE: &[Message] = &[
     fields("TrainConfig", &[
         ("batch_size", Yes), ("data_augmentation_options", Yes), ("optimizer", Yes), ("gradient_clipping_by_norm", Yes),
         ("fine_tune_checkpoint", Yes), ("from_detection_checkpoint", Yes), ("load_all_detection_checkpoint_vars", Yes), ("num_steps", Yes),
-        ("bias_grad_multiplier", Yes), ("freeze_variables", Yes),
+        ("bias_grad_multiplier", Yes), ("freeze_variables", Yes), ("add_regularization_loss", Yes),
         ("fine_tune_checkpoint_type", Only(&["", "detection", "classification"], "there are no other kinds of checkpoint")),
         ("sync_replicas", NoEffect(ONE_PROCESS)), ("startup_delay_steps", NoEffect(ONE_PROCESS)), ("replicas_to_aggregate", NoEffect(ONE_PROCESS)),
         ("keep_checkpoint_every_n_hours", NoEffect("the last checkpoints and the best are kept")),
@@ -210,7 +210,6 @@ const TABLE: &[Message] = &[
         ("update_trainable_variables", No("freeze_variables names what is not to be trained")),
         ("merge_multiple_label_boxes", Only(FALSE, "a box has one class")),
         ("use_multiclass_scores", Only(FALSE, MULTICLASS)),
-        ("add_regularization_loss", Only(TRUE, "set the weights of the regularizers to 0")),
         ("use_bfloat16", Only(FALSE, "training is in 32 bits")),
     ]),
     fields("Optimizer", &[
@@ -317,7 +316,7 @@ const TABLE: &[Message] = &[
         ("ignore_groundtruth", Only(FALSE, "an evaluation needs groundtruth")),
         ("use_moving_averages", Only(FALSE, "moving averages of the weights are not kept")),
         ("eval_instance_masks", Only(FALSE, MASKS)),
-        ("num_visualizations", NoEffect(SUMMARIES)), ("visualization_export_dir", NoEffect(SUMMARIES)), ("save_graph", NoEffect(SUMMARIES)),
+        ("num_visualizations", Yes), ("visualization_export_dir", NoEffect(SUMMARIES)), ("save_graph", NoEffect(SUMMARIES)),
         ("min_score_threshold", NoEffect(SUMMARIES)), ("max_num_boxes_to_visualize", NoEffect(SUMMARIES)), ("skip_scores", NoEffect(SUMMARIES)),
         ("skip_labels", NoEffect(SUMMARIES)), ("visualize_groundtruth_boxes", NoEffect(SUMMARIES)),
         ("groundtruth_box_visualization_color", NoEffect(SUMMARIES)), ("keep_image_id_for_visualization_export", NoEffect(SUMMARIES)),
