@@ -81,25 +81,25 @@ pub fn find(search: &Search, resolve: impl Fn(&str) -> Result<String>) -> Result
 /// # Errors
 /// If it has a checkpoint but no pipeline config, or its `checkpoint` file names one that is not there.
 pub fn in_folder(folder: &Path) -> Result<Option<ModelFiles>> {
+    match latest_in(folder)? {
+        Some(checkpoint) => with_config(folder, checkpoint).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The prefix of a folder's latest checkpoint; `None` if it has none.
+fn latest_in(folder: &Path) -> Result<Option<PathBuf>> {
     if !folder.is_dir() {
         return Ok(None);
     }
-    let checkpoint = match checkpoint_state::read(folder)? {
-        Some(state) => {
-            ensure!(
-                index_of(&state.latest).is_file(),
-                "`{}` names `{}`, which is not there; name another with --checkpoint",
-                folder.join(checkpoint_state::FILE_NAME).display(),
-                index_of(&state.latest).display()
-            );
-            state.latest
-        }
-        None => match newest_index(folder)? {
-            Some(prefix) => prefix,
-            None => return Ok(None),
-        },
-    };
-    with_config(folder, checkpoint).map(Some)
+    let Some(state) = checkpoint_state::read(folder)? else { return newest_index(folder) };
+    ensure!(
+        index_of(&state.latest).is_file(),
+        "`{}` names `{}`, which is not there; name another with --checkpoint",
+        folder.join(checkpoint_state::FILE_NAME).display(),
+        index_of(&state.latest).display()
+    );
+    Ok(Some(state.latest))
 }
 
 fn with_config(folder: &Path, checkpoint: PathBuf) -> Result<ModelFiles> {
@@ -119,15 +119,39 @@ fn at_checkpoint(typed: &Path) -> Result<ModelFiles> {
         let found = in_folder(typed)?;
         return found.with_context(|| format!("`{}` has no checkpoint: no `checkpoint` file, no *.index", typed.display()));
     }
+    let prefix = existing(typed)?;
+    with_config(&folder_of(&prefix), prefix)
+}
+
+/// The prefix of a checkpoint that is there.
+fn existing(typed: &Path) -> Result<PathBuf> {
     let prefix = prefix_of(typed);
-    if !index_of(&prefix).is_file() {
-        bail!("`{}` is not there: no such checkpoint", index_of(&prefix).display());
-    }
-    let folder = match prefix.parent() {
+    ensure!(index_of(&prefix).is_file(), "`{}` is not there: no such checkpoint", index_of(&prefix).display());
+    Ok(prefix)
+}
+
+fn folder_of(prefix: &Path) -> PathBuf {
+    match prefix.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
         _ => PathBuf::from("."),
+    }
+}
+
+/// The model of a checkpoint and of a config that need not be beside it.
+///
+/// * `checkpoint`: its prefix, one of its files, or its folder.
+///
+/// # Errors
+/// If there is no such checkpoint or config.
+pub fn with_pipeline_config(checkpoint: &Path, config: &Path) -> Result<ModelFiles> {
+    ensure!(config.is_file(), "`{}` is not there", config.display());
+    let prefix = if checkpoint.is_dir() {
+        latest_in(checkpoint)?
+            .with_context(|| format!("`{}` has no checkpoint: no `checkpoint` file, no *.index", checkpoint.display()))?
+    } else {
+        existing(checkpoint)?
     };
-    with_config(&folder, prefix)
+    Ok(ModelFiles { folder: folder_of(&prefix), checkpoint: prefix, pipeline_config: config.to_path_buf() })
 }
 
 /// `model.ckpt-3` of `model.ckpt-3.index`, `model.ckpt-3.data-00000-of-00001`, `model.ckpt-3.meta` or itself.
@@ -313,6 +337,25 @@ mod tests {
         assert!(files.checkpoint.ends_with("m/model.ckpt-9"));
         for (path, part) in [("m/model.ckpt-6", "no such checkpoint"), ("bare/x", "pipeline.config"), ("gone", "gone.index")] {
             let error = at(path).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_config_from_elsewhere_serves_a_checkpoint_that_has_none_beside_it() {
+        let f = folder(&["bare/model.ckpt-7.index", "my.config", "empty/x"]);
+        let (config, bare) = (f.path().join("my.config"), f.path().join("bare"));
+        for typed in [bare.clone(), bare.join("model.ckpt-7"), bare.join("model.ckpt-7.index")] {
+            let files = with_pipeline_config(&typed, &config).unwrap();
+            assert_eq!(files.checkpoint, bare.join("model.ckpt-7"));
+            assert_eq!((files.folder, &files.pipeline_config), (bare.clone(), &config));
+        }
+        for (typed, config, part) in [
+            (bare.clone(), f.path().join("no.config"), "no.config"),
+            (f.path().join("empty"), config.clone(), "has no checkpoint"),
+            (bare.join("model.ckpt-8"), config, "model.ckpt-8.index"),
+        ] {
+            let error = with_pipeline_config(&typed, &config).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
     }

@@ -3,6 +3,8 @@
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::BBox;
 use crate::detection::nms::NmsOptions;
+use crate::models::DetectionModel;
+use crate::models::ssd::{ScoreConverter, Ssd};
 use crate::net::graph::{Graph, NodeId};
 
 /// A single shot detector with a resizer of fixed size.
@@ -24,8 +26,6 @@ pub struct SsdExport<'a> {
     pub coder: BoxCoder,
     /// From raw class predictions to scores.
     pub scores: ScoreConverter,
-    /// Raw class predictions are divided by it first.
-    pub logit_scale: f32,
     /// Thresholds and limits of the non-maximum suppression.
     pub nms: NmsOptions,
 }
@@ -51,10 +51,20 @@ impl Pixels {
     pub const MINUS_ONE_TO_ONE: Self = Self { scale: 2.0 / 255.0, shift: [-1.0; 3] };
 }
 
-/// How a raw class prediction becomes a score.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScoreConverter {
-    Identity,
-    Sigmoid,
-    Softmax,
+impl<'a> SsdExport<'a> {
+    /// The description of a model.
+    pub fn new(model: &'a Ssd) -> Self {
+        let heads = model.predictors().iter().map(|p| Head { boxes: p.boxes, classes: p.classes }).collect();
+        Self {
+            graph: model.graph(),
+            heads,
+            num_classes: model.num_classes(),
+            picture: model.input_size(),
+            pixels: Pixels::MINUS_ONE_TO_ONE,
+            anchors: model.anchors(),
+            coder: *model.coder(),
+            scores: model.converter(),
+            nms: *model.nms(),
+        }
+    }
 }

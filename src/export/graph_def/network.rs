@@ -13,7 +13,7 @@ pub type ReadVariable<'a> = dyn Fn(&str) -> Result<Vec<f32>> + 'a;
 
 /// Appends what `wanted` depends on and returns the values of `wanted`, in its order.
 ///
-/// * `input`: what stands for the graph's `Op::Input`.
+/// * `input`: the value of the graph's `Op::Input`, `[N, H, W, C]`.
 /// * `variables`: each is asked for once for every operation that reads it.
 ///
 /// # Errors
@@ -21,12 +21,12 @@ pub type ReadVariable<'a> = dyn Fn(&str) -> Result<Vec<f32>> + 'a;
 pub fn write_network(
     b: &mut Builder,
     graph: &Graph,
-    input: Map,
+    input: Value,
     wanted: &[NodeId],
     variables: &ReadVariable,
-) -> Result<Vec<Map>> {
+) -> Result<Vec<Value>> {
     let mut writer = Writer { graph, readers: count_readers(graph, wanted), variables, constants: HashMap::new() };
-    let mut values: HashMap<NodeId, Map> = HashMap::new();
+    let mut values: HashMap<NodeId, Value> = HashMap::new();
     for (i, node) in graph.nodes().iter().enumerate() {
         if writer.readers[i] == 0 {
             continue;
@@ -52,17 +52,6 @@ fn count_readers(graph: &Graph, wanted: &[NodeId]) -> Vec<usize> {
     readers
 }
 
-/// What a node became: `[N, height, width, C]`, or `[N, C]` where the size is `NO_SIZE`.
-#[derive(Debug, Clone, Copy)]
-pub struct Map {
-    pub value: Value,
-    /// `[height, width]`.
-    pub size: [i64; 2],
-}
-
-/// The size of what is no longer a map.
-const NO_SIZE: [i64; 2] = [0; 2];
-
 /// One factor and one summand a channel.
 struct Affine {
     scale: Vec<f64>,
@@ -78,22 +67,22 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn write(&mut self, b: &mut Builder, id: NodeId, input: Map, values: &HashMap<NodeId, Map>) -> Result<Map> {
+    fn write(&mut self, b: &mut Builder, id: NodeId, input: Value, values: &HashMap<NodeId, Value>) -> Result<Value> {
         let graph = self.graph;
         let node = graph.node(id);
         let name = &node.name;
         let read =
             |id: &NodeId| values.get(id).copied().with_context(|| format!("{} comes after its reader", graph.node(*id).name));
-        let inputs: Vec<Map> = node.inputs.iter().map(read).collect::<Result<_>>()?;
+        let inputs: Vec<Value> = node.inputs.iter().map(read).collect::<Result<_>>()?;
         if matches!(node.op, Op::Input) {
             return Ok(input);
         }
         let x = *inputs.first().context("an operation needs an input")?;
-        let value = match &node.op {
-            Op::Input => input.value,
+        Ok(match &node.op {
+            Op::Input => input,
             Op::Conv2d { weights, window } => {
                 let w = self.weights(b, id, *weights)?;
-                let (x, padding) = pad(b, name, x.value, window);
+                let (x, padding) = pad(b, name, x, window);
                 let mut op = sliding("Conv2D", &[x, w], window, padding);
                 if window.dilation != [1, 1] {
                     op = op.with("dilations", [1, window.dilation[0], window.dilation[1], 1].as_slice());
@@ -107,58 +96,46 @@ impl Writer<'_> {
                     );
                 }
                 let w = self.weights(b, id, *weights)?;
-                let (x, padding) = pad(b, name, x.value, window);
+                let (x, padding) = pad(b, name, x, window);
                 b.add(name, sliding("DepthwiseConv2dNative", &[x, w], window, padding), DataType::DtFloat)
             }
             Op::FullyConnected { weights } => {
                 let w = self.weights(b, id, *weights)?;
-                b.same(name, "MatMul", &[x.value, w])
+                b.same(name, "MatMul", &[x, w])
             }
             Op::BiasAdd { biases } => {
                 let biases = self.constant(b, *biases)?;
-                b.same(name, "BiasAdd", &[x.value, biases])
+                b.same(name, "BiasAdd", &[x, biases])
             }
-            Op::BatchNorm(norm) => self.batch_norm(b, id, norm, x.value)?,
-            Op::Activation(Activation::Relu) => b.same(name, "Relu", &[x.value]),
-            Op::Activation(Activation::Relu6) => b.same(name, "Relu6", &[x.value]),
-            Op::MaxPool(window) => pool(b, name, "MaxPool", x.value, window)?,
-            Op::AvgPool(window) => pool(b, name, "AvgPool", x.value, window)?,
+            Op::BatchNorm(norm) => self.batch_norm(b, id, norm, x)?,
+            Op::Activation(Activation::Relu) => b.same(name, "Relu", &[x]),
+            Op::Activation(Activation::Relu6) => b.same(name, "Relu6", &[x]),
+            Op::MaxPool(window) => pool(b, name, "MaxPool", x, window)?,
+            Op::AvgPool(window) => pool(b, name, "AvgPool", x, window)?,
             Op::GlobalMean => {
                 let axes = b.ints(&format!("{name}/reduction_indices"), &[2], &[1, 2]);
-                let op = Node::new("Mean", &[x.value, axes]).typed("T").with("Tidx", DataType::DtInt32).with("keep_dims", false);
+                let op = Node::new("Mean", &[x, axes]).typed("T").with("Tidx", DataType::DtInt32).with("keep_dims", false);
                 b.add(name, op, DataType::DtFloat) // [N, C]
             }
-            Op::Concat => {
-                let parts: Vec<Value> = inputs.iter().map(|i| i.value).collect();
-                concat(b, name, &parts, if x.size == NO_SIZE { 1 } else { 3 })
-            }
+            // Channels come last.
+            Op::Concat => concat(b, name, &inputs, -1),
             Op::Add => {
-                let mut sum = x.value;
+                let mut sum = x;
                 for (i, part) in inputs.iter().enumerate().skip(1) {
                     let last = i + 1 == inputs.len();
                     let step = if last { name.clone() } else { format!("{name}/partial") };
-                    sum = b.same(&step, "Add", &[sum, part.value]);
+                    sum = b.same(&step, "Add", &[sum, *part]);
                 }
                 sum
             }
             Op::Scale(factor) => {
                 let factor = b.float(&format!("{name}/factor"), *factor as f32);
-                b.same(name, "Mul", &[x.value, factor])
+                b.same(name, "Mul", &[x, factor])
             }
-            Op::Pad(pads) => zeros_around(b, name, x.value, pads),
+            Op::Pad(pads) => zeros_around(b, name, x, pads),
             // Only training drops anything.
-            Op::Dropout { .. } => x.value,
-        };
-        let [height, width] = x.size;
-        let size = match &node.op {
-            Op::Conv2d { window, .. } | Op::DepthwiseConv2d { window, .. } | Op::MaxPool(window) | Op::AvgPool(window) => {
-                window.output_size(height, width)
-            }
-            Op::Pad([top, left, bottom, right]) => [height + top + bottom, width + left + right],
-            Op::GlobalMean => NO_SIZE,
-            _ => x.size,
-        };
-        Ok(Map { value, size })
+            Op::Dropout { .. } => x,
+        })
     }
 
     /// The weights of a convolution or fully connected layer, times the factors of a batch norm that is folded into it.
@@ -278,4 +255,107 @@ pub fn concat(b: &mut Builder, name: &str, parts: &[Value], axis: i32) -> Value 
     let inputs: Vec<Value> = parts.iter().copied().chain([axis]).collect();
     let op = Node::new("ConcatV2", &inputs).typed("T").with("N", parts.len() as i64).with("Tidx", DataType::DtInt32);
     b.add(name, op, parts[0].dtype())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::graph::MovingVariance;
+    use crate::net::layers::{BatchNormParams, ConvScope, Scope, conv2d, depthwise_conv2d};
+    use crate::proto::tensorflow::{GraphDef, attr_value};
+
+    /// Values that make the folded ones easy to say: gamma 3 over the root of 0.75 + 0.25, so a factor of 3; beta 1, mean 0.5.
+    fn read(name: &str) -> Result<Vec<f32>> {
+        Ok(match name.rsplit('/').next() {
+            Some("gamma") => vec![3.0, 6.0],
+            Some("beta") => vec![1.0, 1.0],
+            Some("moving_mean") => vec![0.5, -0.5],
+            Some("moving_variance") => vec![0.75, 3.75],
+            Some("weights" | "depthwise_weights") => vec![1.0, 2.0, 3.0, 4.0],
+            _ => bail!("there is no {name}"),
+        })
+    }
+
+    const SCOPE: ConvScope = ConvScope {
+        initializer: crate::net::graph::Initializer::Constant(0.0),
+        l2: 0.0,
+        batch_norm: Some(BatchNormParams {
+            decay: 0.9,
+            epsilon: 0.25,
+            center: true,
+            scale: true,
+            train: true,
+            trainable: true,
+            moving: MovingVariance::Biased,
+        }),
+        activation: Some(Activation::Relu6),
+        trainable: true,
+    };
+
+    fn write(graph: &Graph, wanted: NodeId) -> GraphDef {
+        write_with(graph, wanted, &read)
+    }
+
+    fn write_with(graph: &Graph, wanted: NodeId, variables: &ReadVariable) -> GraphDef {
+        let mut b = Builder::new();
+        let input = b.floats("input", &[1, 1, 1, 2], &[0.0, 0.0]);
+        write_network(&mut b, graph, input, &[wanted], variables).unwrap();
+        b.finish()
+    }
+
+    fn floats(graph: &GraphDef, name: &str) -> Vec<f32> {
+        let node = graph.node.iter().find(|n| n.name == name).unwrap();
+        let Some(attr_value::Value::Tensor(tensor)) = &node.attr["value"].value else { panic!("{name} is no constant") };
+        tensor.tensor_content.chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_batch_norm_is_folded_into_the_convolution_before_it() {
+        let mut graph = Graph::new();
+        let x = graph.input("x", 2);
+        let y = conv2d(&mut graph, x, &Scope::new("c"), 2, Window::square(1, 1, Padding::Same), &SCOPE);
+        let written = write(&graph, y);
+        // Factors 3 / sqrt(1) and 6 / sqrt(4): 3 and 3; the output channel is the last index.
+        assert_eq!(floats(&written, "c/weights"), [3.0, 6.0, 9.0, 12.0]);
+        assert_eq!(floats(&written, "c/BatchNorm/shift"), [-0.5, 2.5]);
+        let kinds: Vec<&str> = written.node.iter().map(|n| n.op.as_str()).collect();
+        assert_eq!(kinds, ["Const", "Const", "Conv2D", "Const", "BiasAdd", "Relu6"]);
+    }
+
+    #[test]
+    fn a_convolution_that_others_read_too_keeps_its_weights() {
+        let mut graph = Graph::new();
+        let x = graph.input("x", 2);
+        let y = conv2d(&mut graph, x, &Scope::new("c"), 2, Window::square(1, 1, Padding::Same), &SCOPE);
+        let raw = graph.find("c/Conv2D").unwrap();
+        let sum = graph.push("sum", Op::Add, &[raw, y], 2);
+        let written = write(&graph, sum);
+        assert_eq!(floats(&written, "c/weights"), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(floats(&written, "c/BatchNorm/scale"), [3.0, 3.0]);
+        assert_eq!(written.node.last().unwrap().input, ["c/Conv2D", "c/Relu6"]);
+    }
+
+    #[test]
+    fn explicit_padding_becomes_an_operation_and_what_nothing_reads_is_left_out() {
+        let mut graph = Graph::new();
+        let x = graph.input("x", 2);
+        let window = Window::square(1, 2, Padding::Explicit([1, 2, 3, 4]));
+        let y = depthwise_conv2d(&mut graph, x, &Scope::new("d"), window, &ConvScope { batch_norm: None, ..SCOPE });
+        graph.push("unread", Op::GlobalMean, &[y], 2);
+        let depthwise = graph.find("d/depthwise").unwrap();
+        let written = write_with(&graph, depthwise, &|_| Ok(vec![1.0, 2.0]));
+        let names: Vec<&str> = written.node.iter().map(|n| n.name.as_str()).collect();
+        assert_eq!(names, ["input", "d/depthwise_weights", "d/depthwise/Pad/paddings", "d/depthwise/Pad", "d/depthwise"]);
+    }
+
+    #[test]
+    fn a_variable_of_another_size_is_named() {
+        let mut graph = Graph::new();
+        let x = graph.input("x", 2);
+        let y = conv2d(&mut graph, x, &Scope::new("c"), 3, Window::square(1, 1, Padding::Same), &SCOPE);
+        let mut b = Builder::new();
+        let input = b.floats("input", &[1, 1, 1, 2], &[0.0, 0.0]);
+        let error = format!("{:#}", write_network(&mut b, &graph, input, &[y], &read).unwrap_err());
+        assert!(error.contains("`c/") && error.contains("needs"), "{error}");
+    }
 }

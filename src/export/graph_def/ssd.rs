@@ -8,8 +8,9 @@
 use anyhow::{Result, ensure};
 
 use super::builder::{Builder, Loop, Op, Value, shape};
-use super::network::{Map, ReadVariable, concat, write_network};
-use crate::export::ssd::{Head, ScoreConverter, SsdExport};
+use super::network::{ReadVariable, concat, write_network};
+use crate::export::ssd::{Head, SsdExport};
+use crate::models::ssd::ScoreConverter;
 use crate::net::graph::{NodeId, Op as NetworkOp};
 use crate::proto::tensorflow::DataType::{self, DtBool, DtFloat, DtInt32, DtInt64, DtResource, DtUint8};
 use crate::proto::tensorflow::GraphDef;
@@ -37,16 +38,16 @@ pub fn frozen_graph(model: &SsdExport, variables: &ReadVariable) -> Result<Graph
     let picture = b.add("image_tensor", Op::new("Placeholder", &[]).with("dtype", DtUint8).with("shape", any_size), DtUint8);
     let pixels = b.within("Preprocessor", |b| preprocess(b, model, picture));
     let wanted: Vec<NodeId> = model.heads.iter().flat_map(|head| [head.boxes, head.classes]).collect();
-    let input = Map { value: pixels, size: model.picture.map(|side| side as i64) };
-    let raw = write_network(&mut b, model.graph, input, &wanted, variables)?;
+    let raw = write_network(&mut b, model.graph, pixels, &wanted, variables)?;
+    let sizes = model.graph.sizes(model.picture.map(|side| side as i64));
     let (mut codes, mut logits, mut count) = (Vec::new(), Vec::new(), 0);
-    for (i, pair) in raw.chunks_exact(2).enumerate() {
+    for ((i, head), pair) in model.heads.iter().enumerate().zip(raw.chunks_exact(2)) {
         let scope = format!("BoxPredictor_{i}");
-        let [height, width] = pair[0].size;
-        let anchors = height * width * model.graph.channels(model.heads[i].boxes) / 4;
-        codes.push(b.within(&scope, |b| rows(b, "Reshape", pair[0].value, [anchors, 4]))); // [N, a_i, 4]
+        let [height, width] = sizes[head.boxes.0];
+        let anchors = height * width * model.graph.channels(head.boxes) / 4;
+        codes.push(b.within(&scope, |b| rows(b, "Reshape", pair[0], [anchors, 4]))); // [N, a_i, 4]
         let columns = model.num_classes as i64 + 1;
-        logits.push(b.within(&scope, |b| rows(b, "Reshape_1", pair[1].value, [anchors, columns]))); // [N, a_i, K + 1]
+        logits.push(b.within(&scope, |b| rows(b, "Reshape_1", pair[1], [anchors, columns]))); // [N, a_i, K + 1]
         count += anchors;
     }
     ensure!(
@@ -146,21 +147,24 @@ fn decode(b: &mut Builder, model: &SsdExport, codes: Value) -> Value {
 
 /// From raw predictions `[N, A, K + 1]` to scores `[N, A, K]`, without background.
 fn convert_scores(b: &mut Builder, model: &SsdExport, logits: Value) -> Value {
-    let logits = if model.logit_scale == 1.0 {
+    let (ScoreConverter::Identity { logit_scale }
+    | ScoreConverter::Sigmoid { logit_scale }
+    | ScoreConverter::Softmax { logit_scale }) = model.scores;
+    let logits = if logit_scale == 1.0 {
         logits
     } else {
-        let scale = b.float("scale_logits/y", model.logit_scale);
+        let scale = b.float("scale_logits/y", logit_scale as f32);
         b.same("scale_logits", "RealDiv", &[logits, scale])
     };
     let columns_end = model.num_classes as i32 + 1;
     match model.scores {
-        ScoreConverter::Identity => columns(b, "convert_scores", logits, 1, columns_end),
-        ScoreConverter::Sigmoid => {
+        ScoreConverter::Identity { .. } => columns(b, "convert_scores", logits, 1, columns_end),
+        ScoreConverter::Sigmoid { .. } => {
             let logits = columns(b, "Slice", logits, 1, columns_end);
             b.same("convert_scores", "Sigmoid", &[logits])
         }
         // Background takes part in the sum.
-        ScoreConverter::Softmax => {
+        ScoreConverter::Softmax { .. } => {
             let scores = b.same("convert_scores", "Softmax", &[logits]);
             columns(b, "Slice", scores, 1, columns_end)
         }
@@ -283,14 +287,20 @@ fn suppress_one(b: &mut Builder, model: &SsdExport, boxes: Value, scores: Value)
             let more = b.same("mul", "Mul", &[v[0], factor]);
             let more = b.same("Maximum", "Maximum", &[more, least]);
             let limit = b.same("Minimum", "Minimum", &[more, total]);
-            let best = b.add_many(
-                "TopKV2",
-                Op::new("TopKV2", &[flat, limit]).with("T", DtFloat).with("sorted", false),
-                &[DtFloat, DtInt32],
-            )[0];
+            // The last round takes all there is and needs no sorting.
+            let limited = b.compare("Limited", "Less", [limit, total]);
+            let one = b.int("one", 1);
+            let ranks = select(b, "ranks", limited, [limit, one]);
+            let best = Op::new("TopKV2", &[flat, ranks]).typed("T").with("sorted", false);
+            let best = b.add_many("TopKV2", best, &[DtFloat, DtInt32])[0];
             let axis = b.int("Min/axis", 0);
-            let bar = b.add("Min", Op::new("Min", &[best, axis]).typed("T").with("Tidx", DtInt32), DtFloat);
+            let worst = b.add("Min", Op::new("Min", &[best, axis]).typed("T").with("Tidx", DtInt32), DtFloat);
+            let lowest = b.float("lowest", f32::NEG_INFINITY);
+            let bar = select(b, "bar", limited, [worst, lowest]);
             let found = suppress_candidates(b, model, boxes, scores, bar);
+            // Nothing scores below the bar: all were tried.
+            let more_below = b.compare("MoreBelow", "Greater", [bar, lowest]);
+            let limit = select(b, "tried", more_below, [limit, total]);
             vec![limit, found.boxes, found.scores, found.classes, found.count]
         },
     );
@@ -387,6 +397,12 @@ fn columns(b: &mut Builder, name: &str, x: Value, begin: i32, end: i32) -> Value
 fn rows(b: &mut Builder, name: &str, x: Value, sizes: [i64; 2]) -> Value {
     let sizes = b.ints(&format!("{name}/shape"), &[3], &[-1, sizes[0] as i32, sizes[1] as i32]);
     b.add(name, Op::new("Reshape", &[x, sizes]).typed("T").with("Tshape", DtInt32), x.dtype())
+}
+
+/// The first or the second value, as a scalar condition says.
+fn select(b: &mut Builder, name: &str, condition: Value, values: [Value; 2]) -> Value {
+    let op = Op::new("Select", &[condition, values[0], values[1]]).with("T", values[0].dtype());
+    b.add(name, op, values[0].dtype())
 }
 
 /// All elements of `x` in one row.

@@ -1,0 +1,326 @@
+//! Exports: the frozen graph's structure and numbers, and the folder that takes its place whole.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use odh::config::label_map::LabelMap;
+use odh::config::zoo;
+use odh::export::folder::{self, CHECKPOINT, ExportInput, FROZEN_GRAPH};
+use odh::export::graph_def::{check, ssd};
+use odh::export::ssd::SsdExport;
+use odh::formats::checkpoint_state;
+use odh::formats::tensor_bundle::{self, BundleReader, TensorData};
+use odh::models::DetectionModel;
+use odh::models::ssd::Ssd;
+use odh::net::variables::Variables;
+use odh::proto::object_detection::protos as pb;
+use odh::proto::tensorflow::attr_value::Value as Attr;
+use odh::proto::tensorflow::{DataType, GraphDef, NodeDef};
+use prost::Message;
+use tch::{Device, Kind, Tensor};
+
+const SMALL: &str = "ssd_mobilenet_v1_0.75_depth_coco";
+
+/// The zoo's smallest model with `classes` classes.
+fn config(classes: i32) -> pb::TrainEvalPipelineConfig {
+    let (mut config, _) = zoo::resolve(SMALL).unwrap().config(Path::new("no such folder")).unwrap();
+    match config.model.as_mut().and_then(|m| m.model.as_mut()) {
+        Some(pb::detection_model::Model::Ssd(ssd)) => ssd.num_classes = Some(classes),
+        _ => panic!("{SMALL} is an SSD"),
+    }
+    config
+}
+
+fn model(config: &pb::TrainEvalPipelineConfig) -> Ssd {
+    match config.model.as_ref().and_then(|m| m.model.as_ref()) {
+        Some(pb::detection_model::Model::Ssd(ssd)) => Ssd::from_config(ssd).unwrap(),
+        _ => panic!("{SMALL} is an SSD"),
+    }
+}
+
+/// Variables that no two channels share, batch norm statistics included.
+fn variables(model: &Ssd) -> Variables {
+    let mut variables = Variables::new(model.variables(), 7, Device::Cpu).unwrap();
+    for i in 0..model.variables().len() {
+        let name = &model.variables()[i].name;
+        let n: i64 = model.variables()[i].shape.iter().product();
+        let wave = |low: f32, high: f32| -> Vec<f32> {
+            (0..n).map(|j| low + (high - low) * (0.5 + 0.5 * ((j * 7 + i as i64) as f32).sin())).collect()
+        };
+        let values = match name.rsplit('/').next().unwrap() {
+            "moving_variance" => wave(0.5, 1.5),
+            "moving_mean" | "beta" | "biases" => wave(-0.2, 0.2),
+            "gamma" => wave(0.8, 1.4),
+            _ => continue,
+        };
+        variables.set_from_tensorflow(i, &values).unwrap();
+    }
+    variables
+}
+
+fn frozen(model: &Ssd, variables: &Variables) -> GraphDef {
+    let read = |name: &str| variables.to_tensorflow(variables.position(name).unwrap());
+    ssd::frozen_graph(&SsdExport::new(model), &read).unwrap()
+}
+
+fn node<'a>(graph: &'a GraphDef, name: &str) -> &'a NodeDef {
+    graph.node.iter().find(|n| n.name == name).unwrap_or_else(|| panic!("there is no {name}"))
+}
+
+#[test]
+fn the_frozen_graph_is_sound_and_the_same_every_time() {
+    let model = model(&config(90));
+    let variables = variables(&model);
+    let graph = frozen(&model, &variables);
+    check::check(&graph).unwrap();
+    assert_eq!(graph.encode_to_vec(), frozen(&model, &variables).encode_to_vec());
+    assert_eq!(graph.versions.as_ref().unwrap().producer, 27);
+
+    let input = node(&graph, "image_tensor");
+    assert_eq!(input.op, "Placeholder");
+    assert_eq!(input.attr["dtype"].value, Some(Attr::Type(DataType::DtUint8 as i32)));
+    let Some(Attr::Shape(shape)) = &input.attr["shape"].value else { panic!("image_tensor has no shape") };
+    assert_eq!(shape.dim.iter().map(|d| d.size).collect::<Vec<_>>(), [-1, -1, -1, 3]);
+    for output in ["detection_boxes", "detection_scores", "detection_classes", "num_detections"] {
+        assert_eq!(node(&graph, output).attr["T"].value, Some(Attr::Type(DataType::DtFloat as i32)), "{output}");
+    }
+    let count = |op: &str| graph.node.iter().filter(|n| n.op == op).count();
+    // One picture's, one attempt's and one class's loop; no batch norm is left.
+    assert_eq!((count("LoopCond"), count("NonMaxSuppressionV3"), count("DepthwiseConv2dNative")), (3, 1, 13));
+    assert_eq!(count("Conv2D"), count("BiasAdd") - count("DepthwiseConv2dNative"));
+    assert_eq!(count("Rsqrt"), 0);
+}
+
+#[test]
+fn a_graph_that_tensorflow_would_refuse_is_found() {
+    let model = model(&config(2));
+    let sound = frozen(&model, &variables(&model));
+    let broken = |change: fn(&mut GraphDef)| {
+        let mut graph = sound.clone();
+        change(&mut graph);
+        check::check(&graph).unwrap_err().to_string()
+    };
+    assert!(broken(|g| g.node[5].input.push("nowhere".into())).contains("nowhere, which does not exist"));
+    assert!(broken(|g| g.node[5].input.push("detection_boxes".into())).contains("comes after it"));
+    assert!(broken(|g| g.node[5].input.push("image_tensor:1".into())).contains("no such output"));
+    assert!(broken(|g| g.node[5].name = "image_tensor".into()).contains("two nodes"));
+    assert!(broken(|g| g.node[5].op = "CombinedNonMaxSuppression".into()).contains("CombinedNonMaxSuppression"));
+    let error = broken(|g| {
+        let resize = g.node.iter_mut().find(|n| n.op == "ResizeBilinear").unwrap();
+        let value = resize.attr["align_corners"].clone();
+        resize.attr.insert("half_pixel_centers".into(), value);
+    });
+    assert!(error.contains("half_pixel_centers") && error.contains("1.12"), "{error}");
+}
+
+/// Runs the operations between the preprocessed picture and the raw predictions on libtorch: a reader of the file that shares
+/// nothing with the writer.
+fn run(graph: &GraphDef, picture: &Tensor, wanted: &str) -> Tensor {
+    let mut values: HashMap<&str, Tensor> = HashMap::new();
+    values.insert("Preprocessor/sub", picture.shallow_clone());
+    for node in &graph.node {
+        if node.name.starts_with("Preprocessor/") || node.name == "image_tensor" {
+            continue;
+        }
+        let x = |i: usize| &values[node.input[i].as_str()];
+        let ints = |name: &str| match &node.attr[name].value {
+            Some(Attr::List(list)) => list.i.clone(),
+            other => panic!("{}: {name} is {other:?}", node.name),
+        };
+        let host = |i: usize| Vec::<i64>::try_from(&x(i).to_kind(Kind::Int64).reshape([-1])).unwrap();
+        let convolve = |groups: i64, filters: Tensor| {
+            assert_eq!(node.attr["padding"].value, Some(Attr::S("SAME".as_bytes().to_vec().into())));
+            let input = x(0).permute([0, 3, 1, 2]); // [N, C, H, W]
+            let (stride, size, kernel) = (ints("strides")[1], input.size(), filters.size());
+            let pads: Vec<i64> = [3, 2]
+                .iter()
+                .flat_map(|&d| {
+                    let output = (size[d] + stride - 1) / stride;
+                    let total = ((output - 1) * stride + kernel[d] - size[d]).max(0);
+                    [total / 2, total - total / 2]
+                })
+                .collect();
+            let input = input.constant_pad_nd(pads);
+            input.conv2d(&filters, None::<Tensor>, stride, 0, 1, groups).permute([0, 2, 3, 1])
+        };
+        let value = match node.op.as_str() {
+            "Const" => constant(node),
+            "Conv2D" => convolve(1, x(1).permute([3, 2, 0, 1])),
+            "DepthwiseConv2dNative" => convolve(x(1).size()[2], x(1).permute([2, 3, 0, 1])),
+            "BiasAdd" => x(0) + x(1),
+            "Relu6" => x(0).clamp(0.0, 6.0),
+            "Reshape" => x(0).reshape(host(1)),
+            "ConcatV2" => {
+                let last = node.input.len() - 1;
+                let parts: Vec<&Tensor> = (0..last).map(x).collect();
+                Tensor::cat(&parts, host(last)[0])
+            }
+            op => panic!("{} is a {op}, which is not expected before {wanted}", node.name),
+        };
+        if node.name == wanted {
+            return value;
+        }
+        values.insert(&node.name, value);
+    }
+    panic!("there is no {wanted}")
+}
+
+fn constant(node: &NodeDef) -> Tensor {
+    let Some(Attr::Tensor(tensor)) = &node.attr["value"].value else { panic!("{} has no value", node.name) };
+    let shape: Vec<i64> = tensor.tensor_shape.as_ref().unwrap().dim.iter().map(|d| d.size).collect();
+    let kind = match tensor.dtype() {
+        DataType::DtFloat => Kind::Float,
+        DataType::DtInt32 => Kind::Int,
+        other => panic!("{}: {other:?}", node.name),
+    };
+    Tensor::from_data_size(&tensor.tensor_content, &shape, kind)
+}
+
+#[test]
+fn the_frozen_network_predicts_what_the_model_predicts() {
+    let model = model(&config(5));
+    let variables = variables(&model);
+    let graph = frozen(&model, &variables);
+    let pixels: Vec<f32> = (0..300 * 300 * 3).map(|i| 127.5 + 127.5 * (f64::from(i) * 0.37).sin() as f32).collect();
+    let images = Tensor::from_slice(&pixels).view([1, 300, 300, 3]);
+    let _no_grad = tch::no_grad_guard();
+    let preprocessed = Ssd::preprocess(&images).unwrap();
+    let inference = odh::net::exec::Inference::new(model.graph(), &variables).unwrap();
+    let expected = model.gather(&inference.run(&preprocessed).unwrap()).unwrap();
+    let input = preprocessed.permute([0, 2, 3, 1]);
+    for (name, expected) in [("concat", expected.box_encodings), ("concat_1", expected.class_predictions_with_background)] {
+        let got = run(&graph, &input, name);
+        assert_eq!(got.size(), expected.size());
+        let error = f64::try_from((&got - &expected).abs().max()).unwrap();
+        let largest = f64::try_from(expected.abs().max()).unwrap();
+        assert!(error <= 2e-5 * largest, "{name}: {error} of {largest}");
+    }
+}
+
+/// A checkpoint of a model with `classes` classes, optimizer slots and `global_step` 42 included.
+fn checkpoint(folder: &Path, classes: i32) -> PathBuf {
+    let model = model(&config(classes));
+    let variables = variables(&model);
+    let prefix = folder.join("model.ckpt-42");
+    let mut tensors: Vec<(String, TensorData)> = Vec::new();
+    for (i, variable) in model.variables().iter().enumerate() {
+        let data = TensorData::from_f32(&variable.shape, &variables.to_tensorflow(i).unwrap());
+        tensors.push((format!("{}/RMSProp", variable.name), data.clone()));
+        tensors.push((variable.name.clone(), data));
+    }
+    tensors.push(("global_step".into(), TensorData::from_i64(&[], &[42])));
+    tensor_bundle::write(&prefix, tensors.iter().map(|(n, t)| (n.as_str(), t.clone()))).unwrap();
+    prefix
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+const FILES: [&str; 7] = [
+    "checkpoint",
+    "frozen_inference_graph.pb",
+    "label_map.pbtxt",
+    "labels.txt",
+    "model.ckpt.data-00000-of-00001",
+    "model.ckpt.index",
+    "pipeline.config",
+];
+
+#[test]
+fn an_export_has_its_files_and_a_later_one_replaces_it() {
+    let work = tempfile::tempdir().unwrap();
+    let prefix = checkpoint(work.path(), 3);
+    let output = work.path().join("export_dir/모델 1");
+    let config = config(3);
+    let label_map = LabelMap::parse("item { id: 1 name: 'cat' } item { id: 3 name: 'dog' display_name: '개' }", "map").unwrap();
+    let input = ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &output };
+    let exported = folder::run(&input).unwrap();
+    assert_eq!(exported.step, Some(42));
+    assert_eq!(names(&output), FILES);
+    assert_eq!(names(output.parent().unwrap()), ["모델 1"]);
+    assert_eq!(exported.graph_bytes, fs::metadata(output.join(FROZEN_GRAPH)).unwrap().len());
+    assert_eq!(fs::read_to_string(output.join("labels.txt")).unwrap(), "cat\n???\n개\n");
+    assert_eq!(LabelMap::load(&output.join("label_map.pbtxt")).unwrap(), label_map);
+    assert_eq!(odh::config::pipeline::load(&output.join("pipeline.config")).unwrap(), config);
+
+    let state = checkpoint_state::read(&output).unwrap().unwrap();
+    assert_eq!(state.latest, output.join(CHECKPOINT));
+    let written = BundleReader::open(&state.latest).unwrap();
+    let model = model(&config);
+    // The variables and global_step, no optimizer's.
+    assert_eq!(written.entries().len(), model.variables().len() + 1);
+    let original = BundleReader::open(&prefix).unwrap();
+    for variable in model.variables() {
+        assert_eq!(written.read(&variable.name).unwrap(), original.read(&variable.name).unwrap());
+    }
+    let graph = GraphDef::decode(fs::read(output.join(FROZEN_GRAPH)).unwrap().as_slice()).unwrap();
+    check::check(&graph).unwrap();
+
+    fs::write(output.join("notes.txt"), "mine").unwrap();
+    fs::create_dir(output.join("saved_model")).unwrap();
+    fs::write(output.join("labels.txt"), "old").unwrap();
+    let before = fs::read(output.join(FROZEN_GRAPH)).unwrap();
+    folder::run(&input).unwrap();
+    assert_eq!(fs::read(output.join(FROZEN_GRAPH)).unwrap(), before);
+    let mut expected: Vec<&str> = FILES.to_vec();
+    expected.push("notes.txt");
+    expected.sort();
+    assert_eq!(names(&output), expected);
+    assert_eq!(fs::read_to_string(output.join("labels.txt")).unwrap(), "cat\n???\n개\n");
+    assert_eq!(names(output.parent().unwrap()), ["모델 1"]);
+}
+
+#[test]
+fn an_export_that_fails_leaves_the_earlier_one_and_nothing_else() {
+    let work = tempfile::tempdir().unwrap();
+    let output = work.path().join("export_dir/m");
+    let (three, five) = (config(3), config(5));
+    let label_map = LabelMap::from_names(["a", "b", "c"]);
+    let prefix = checkpoint(work.path(), 3);
+    let good = ExportInput { config: &three, label_map: &label_map, checkpoint: &prefix, output_dir: &output };
+    folder::run(&good).unwrap();
+    let before: Vec<Vec<u8>> = FILES.iter().map(|f| fs::read(output.join(f)).unwrap()).collect();
+
+    let fails = |input: &ExportInput, parts: &[&str]| {
+        let error = format!("{:#}", folder::run(input).unwrap_err());
+        assert!(parts.iter().all(|p| error.contains(p)), "{error}");
+    };
+    fails(&ExportInput { config: &five, ..good }, &["model.ckpt-42", "BoxPredictor_0/ClassPredictor/weights", "[1, 1, 384, 12]"]);
+    let many = LabelMap::from_names(["a", "b", "c", "d"]);
+    fails(&ExportInput { label_map: &many, ..good }, &["largest id is 4", "3 classes"]);
+    fails(&ExportInput { checkpoint: &work.path().join("gone"), ..good }, &["gone"]);
+    // A damaged checkpoint is found while the new folder is being made.
+    let data = work.path().join("model.ckpt-42.data-00000-of-00001");
+    let mut bytes = fs::read(&data).unwrap();
+    bytes.iter_mut().for_each(|b| *b ^= 1);
+    fs::write(&data, &bytes).unwrap();
+    fails(&good, &["model.ckpt-42"]);
+
+    let after: Vec<Vec<u8>> = FILES.iter().map(|f| fs::read(output.join(f)).unwrap()).collect();
+    assert!(before == after);
+    assert_eq!(names(output.parent().unwrap()), ["m"]);
+}
+
+#[test]
+fn a_folder_of_other_things_is_not_replaced() {
+    let work = tempfile::tempdir().unwrap();
+    let prefix = checkpoint(work.path(), 3);
+    let (config, label_map) = (config(3), LabelMap::from_names(["a", "b", "c"]));
+    let photos = work.path().join("photos");
+    fs::create_dir(&photos).unwrap();
+    fs::write(photos.join("a.jpg"), "not to be lost").unwrap();
+    for (output, part) in [(photos.clone(), "is not an export"), (photos.join("a.jpg"), "is a file")] {
+        let input = ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &output };
+        let error = folder::run(&input).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(names(&photos), ["a.jpg"]);
+    let empty = work.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    folder::run(&ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &empty }).unwrap();
+    assert_eq!(names(&empty), FILES);
+}
