@@ -324,3 +324,54 @@ fn a_folder_of_other_things_is_not_replaced() {
     folder::run(&ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &empty }).unwrap();
     assert_eq!(names(&empty), FILES);
 }
+
+/// `odh export` with these arguments in a working folder.
+fn odh_export(folder: &Path, args: &[&str]) -> assert_cmd::assert::Assert {
+    assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("odh")).current_dir(folder).arg("export").args(args).assert()
+}
+
+#[test]
+fn the_command_exports_the_latest_the_best_or_the_named_checkpoint() {
+    let work = tempfile::tempdir().unwrap();
+    let train = work.path().join("train_dir/my_model");
+    fs::create_dir_all(&train).unwrap();
+    let prefix = checkpoint(&train, 3);
+    for ending in ["index", "data-00000-of-00001"] {
+        fs::copy(train.join(format!("model.ckpt-42.{ending}")), train.join(format!("model.ckpt-7.{ending}"))).unwrap();
+    }
+    checkpoint_state::write(&train, &checkpoint_state::CheckpointState { latest: prefix.clone(), all: vec![prefix] }).unwrap();
+    fs::write(train.join("pipeline.config"), odh::config::pipeline::to_text(&config(3))).unwrap();
+    fs::write(train.join("label_map.pbtxt"), LabelMap::from_names(["a", "b", "c"]).to_text().unwrap()).unwrap();
+
+    odh_export(work.path(), &["--best"]).code(2).stderr(predicates::str::contains("--best"));
+    assert!(!work.path().join("export_dir").exists());
+    odh_export(work.path(), &[]).success().stdout(predicates::str::contains("model.ckpt-42 (step 42)"));
+    assert_eq!(names(&work.path().join("export_dir/my_model")), FILES);
+    fs::write(train.join("best.json"), r#"{"step": 7, "map": 0.5}"#).unwrap();
+    odh_export(work.path(), &["--best"]).success().stdout(predicates::str::contains("model.ckpt-7 "));
+
+    // Without its config beside it.
+    let bare = work.path().join("bare");
+    fs::create_dir(&bare).unwrap();
+    checkpoint(&bare, 3);
+    odh_export(work.path(), &["--checkpoint", "bare", "--output_dir", "out"])
+        .failure()
+        .stderr(predicates::str::contains("pipeline.config"));
+    let config = train.join("pipeline.config");
+    let config = config.to_str().unwrap();
+    let map = train.join("label_map.pbtxt");
+    let named = [
+        "--checkpoint",
+        "bare/model.ckpt-42.index",
+        "--pipeline_config",
+        config,
+        "-l",
+        map.to_str().unwrap(),
+        "--output_dir",
+        "out",
+    ];
+    odh_export(work.path(), &named).success();
+    assert_eq!(names(&work.path().join("out")), FILES);
+    let log = fs::read_to_string(work.path().join("process.log")).unwrap();
+    assert!(log.contains("Export start [") && log.contains("Export Success [ step 42"), "{log}");
+}

@@ -8,15 +8,16 @@ use anyhow::{Context, Result};
 use crate::config::label_map::LabelMap;
 use crate::config::weights::{self, WeightsOptions};
 use crate::config::{coco_labels, pipeline, zoo};
+use crate::engine::checkpoint;
 use crate::engine::model_files::{self, ModelFiles, ModelSource, Search};
 use crate::export::folder::{self, ExportInput, Exported, FROZEN_GRAPH};
-use crate::outln;
 use crate::proto::object_detection::protos as pb;
+use crate::{exit, outln};
 
 const EXAMPLE: &str = "\
 Examples:
   odh export                                              # the model in train_dir/, its latest checkpoint
-  odh export -m ssd_mobilenet_v1_coco
+  odh export -m ssd_mobilenet_v1_coco --best              # the checkpoint with the best mAP
   odh export --checkpoint train_dir/MODEL/model.ckpt-2000 --output_dir my_export
 
 export_dir/MODEL/ then has frozen_inference_graph.pb, model.ckpt.*, checkpoint, pipeline.config, label_map.pbtxt and
@@ -32,6 +33,9 @@ pub struct Args {
     /// Checkpoint to export in place of the latest: PREFIX of PREFIX.index, or a train folder
     #[arg(long = "checkpoint", value_name = "PREFIX", conflicts_with = "model")]
     checkpoint: Option<PathBuf>,
+    /// Export the checkpoint that evaluated best in place of the latest
+    #[arg(long = "best")]
+    best: bool,
     /// Pipeline config of the checkpoint [default: pipeline.config beside it]
     #[arg(long = "pipeline_config", value_name = "FILE")]
     pipeline_config: Option<PathBuf>,
@@ -116,7 +120,7 @@ fn choose(args: &Args) -> Result<Chosen> {
         }
     };
     let files = ModelFiles {
-        checkpoint: files.checkpoint,
+        checkpoint: if args.best { best(&files.folder)? } else { files.checkpoint },
         pipeline_config: args.pipeline_config.clone().unwrap_or(files.pipeline_config),
         folder: files.folder,
     };
@@ -130,8 +134,21 @@ fn choose(args: &Args) -> Result<Chosen> {
     })
 }
 
+/// The checkpoint that evaluated best of those in a train folder.
+fn best(folder: &Path) -> Result<PathBuf> {
+    checkpoint::best(folder).ok_or_else(|| {
+        exit::usage(format!("no evaluation marked a best checkpoint in `{}`; leave --best out for the latest", folder.display()))
+    })
+}
+
 /// The zoo's own weights, where there is no training of the model.
 fn pretrained(args: &Args, name: &str) -> Result<Chosen> {
+    if args.best {
+        return Err(exit::usage(format!(
+            "there is no training of `{name}` in `{}`, and so no best checkpoint",
+            args.train_dir.display()
+        )));
+    }
     tracing::info!("there is no training of {name} in {}: exporting the zoo's weights", args.train_dir.display());
     let (config, source) = match &args.pipeline_config {
         Some(path) => (pipeline::load(path)?, path.display().to_string()),

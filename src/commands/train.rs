@@ -14,6 +14,7 @@ use crate::config::zoo::{self, ZooModel};
 use crate::engine::eval::EvalOptions;
 use crate::engine::train::{TrainOptions, Trained, train};
 use crate::engine::{checkpoint, device};
+use crate::export::folder::ExportInput;
 use crate::formats::atomic_file;
 use crate::proto::object_detection::protos as pb;
 use crate::{exit, interrupt, models, outln, prompt};
@@ -171,7 +172,13 @@ pub fn run(args: Args) -> Result<()> {
     })?;
     report(&trained, begun.elapsed(), &name);
     if args.export {
-        export(&config, &label_map, &trained.checkpoint, &export_dir)?;
+        let input = ExportInput {
+            config: &config,
+            label_map: &label_map,
+            checkpoint: &trained.checkpoint,
+            output_dir: &export_dir,
+        };
+        super::export::write(&input).context("the training is done and its checkpoints are kept, but the export failed")?;
     }
     tracing::info!("Program end");
     Ok(())
@@ -299,11 +306,6 @@ fn report(trained: &Trained, total: Duration, name: &str) {
 fn old_clock(time: Duration) -> String {
     let s = time.as_secs();
     format!("{} Hour {} Minute {} Second", s / 3600, s / 60 % 60, s % 60)
-}
-
-fn export(config: &pb::TrainEvalPipelineConfig, label_map: &LabelMap, checkpoint: &Path, folder: &Path) -> Result<()> {
-    let _ = (config, label_map, checkpoint, folder);
-    Ok(())
 }
 
 #[cfg(test)]
