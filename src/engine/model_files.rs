@@ -223,7 +223,7 @@ fn only_model(roots: &[PathBuf]) -> Result<ModelFiles> {
 }
 
 /// What a model's classes are called: the label map that was named, the one beside the model, or the one that its config
-/// names; COCO's for the zoo's models (`zoo`).
+/// names; COCO's for the zoo's models (`zoo`, or a config that names COCO's label map).
 ///
 /// # Errors
 /// If a label map cannot be read, or none is found.
@@ -246,6 +246,10 @@ pub fn label_map(named: Option<&Path>, folder: &Path, config: &pb::TrainEvalPipe
         if path.is_file() {
             return LabelMap::load(&path);
         }
+    }
+    // The zoo's own configs name COCO's file, which no archive brings along.
+    if configured.file_name().is_some_and(|name| name == "mscoco_label_map.pbtxt") {
+        return Ok(coco_labels::coco());
     }
     bail!(
         "neither `{}` nor the config's label map `{}` is there; name one with --label_file",
@@ -389,8 +393,12 @@ mod tests {
         };
         assert!(first(None, &config, false).unwrap_err().to_string().contains("--label_file"));
         assert_eq!(first(None, &config, true).unwrap(), "person");
+        let reader = |path: &str| Some(pb::InputReader { label_map_path: Some(path.into()), ..Default::default() });
+        config.train_input_reader = reader("PATH_TO_BE_CONFIGURED/mscoco_label_map.pbtxt");
+        assert_eq!(first(None, &config, false).unwrap(), "person");
+        config.train_input_reader = reader("mine.pbtxt");
+        assert!(first(None, &config, false).unwrap_err().to_string().contains("mine.pbtxt"));
         write("mine.pbtxt", "configured");
-        config.train_input_reader = Some(pb::InputReader { label_map_path: Some("mine.pbtxt".into()), ..Default::default() });
         assert_eq!(first(None, &config, false).unwrap(), "configured");
         write("label_map.pbtxt", "beside");
         assert_eq!(first(None, &config, false).unwrap(), "beside");
