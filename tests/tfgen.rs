@@ -164,6 +164,21 @@ fn the_same_pictures_and_seed_give_the_same_files() {
 }
 
 #[test]
+fn records_written_while_checking_are_those_written_after_it() {
+    let work = Work::new();
+    work.plain(12, |i| if i % 3 == 0 { "cat" } else { "dog" });
+    work.picture("images/odd.bmp", 40);
+    work.labels("images/odd.xml", "odd.bmp", &[("dog", [1, 2, 20, 25])]);
+    for shards in ["1", "2"] {
+        work.good(&["--num_shards", shards]);
+        let ahead = work.snapshot();
+        // Under --strict nothing is written before all is checked.
+        work.good(&["--num_shards", shards, "--strict"]);
+        assert!(work.snapshot() == ahead, "the two ways differ with {shards} shards");
+    }
+}
+
+#[test]
 fn split_rates_are_tenths_or_fractions_and_all_else_is_an_error() {
     let work = Work::new();
     work.plain(20, |_| "cat");

@@ -1,6 +1,6 @@
 //! `odh tfgen`: labelled pictures become a dataset.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -88,6 +88,17 @@ pub struct Args {
     strict: bool,
 }
 
+impl Args {
+    /// The record of each side, and the files it is written in.
+    fn records(&self) -> [(PathBuf, Vec<PathBuf>); 2] {
+        ["train", "validate"].map(|name| {
+            let path = self.output_folder.join(format!("{name}.record"));
+            let paths = write::record_paths(&path, self.num_shards.map(|shards| shards as usize));
+            (path, paths)
+        })
+    }
+}
+
 /// The label map, or the leave to write one.
 enum Classes {
     Map(LabelMap),
@@ -125,13 +136,29 @@ pub fn run(args: Args) -> Result<()> {
     let without_labels = unused(&tree, &labelled, args.custom_csv);
     let classes = label_map(&args, &labelled)?;
 
+    let mut staged = Staged::default();
+    // The split as it is if nothing is wrong, so that records can be written while their pictures are in memory.
+    let hoped = if args.strict { None } else { hoped(&args, &labelled, given.as_ref(), &classes) };
+    let ahead = match &hoped {
+        Some(hoped) => {
+            let paths = args.records().map(|(_, paths)| paths);
+            Some(write::Ahead::new(&mut staged, paths, &labelled, &hoped.sides, (&hoped.map, args.max_num_classes))?)
+        }
+        None => None,
+    };
     let progress = bar(labelled.len(), "checking");
-    let pass = Pass { depth: args.picture_check, progress: &progress, stop: &stop };
-    let (mut pictures, found) = check::check_all(&labelled, &pass);
+    let taker = ahead.as_ref().map(|ahead| ahead as &dyn check::Take);
+    let pass = Pass { depth: args.picture_check, progress: &progress, stop: &stop, taker };
+    let checked = check::check_all(&labelled, &pass);
     progress.finish_and_clear();
+    let (mut pictures, found) = checked?;
     if stop.load(Ordering::Relaxed) {
         return Err(exit::interrupted("stopped; the old dataset is as it was"));
     }
+    let complete = match ahead {
+        Some(ahead) => ahead.finish()?,
+        None => false,
+    };
     findings.extend(found);
     drop(labelled);
 
@@ -149,10 +176,13 @@ pub fn run(args: Args) -> Result<()> {
     findings.extend(check::assign_classes(&mut pictures, &map, args.max_num_classes));
     findings.extend(check::drop_emptied(&mut pictures));
     let groups = check::same_bytes(&pictures);
-    let sides = match given {
-        Some(given) => pictures.iter().map(|picture| side_of(picture, &given)).collect(),
-        None => divide(&pictures, &groups, &args),
+    let sides = match (given, hoped) {
+        (Some(given), _) => pictures.iter().map(|picture| side_of(&picture.labels, &given)).collect(),
+        // Nothing was wrong, so the split is the one hoped for.
+        (None, Some(hoped)) if complete && groups.is_empty() => hoped.sides,
+        (None, _) => divide(&content(&pictures, &groups), &args),
     };
+    let complete = complete && (groups.is_empty() || args.custom_csv);
     findings.extend(check::duplicates(&pictures, &sides, &groups));
     findings.extend(summary::one_sided(&pictures, &sides, &map, &args.input_folder));
     let counts = tell(findings);
@@ -167,8 +197,8 @@ pub fn run(args: Args) -> Result<()> {
         shown(&args.input_folder)
     );
 
-    let plan = Plan { args: &args, csv: &csv, map: write_map.then_some(&map), stop: &stop };
-    let written = write_all(&plan, &pictures, &sides)?;
+    let plan = Plan { args: &args, csv: &csv, map: write_map.then_some(&map), complete, stop: &stop };
+    let written = write_all(staged, &plan, &pictures, &sides)?;
     for line in summary::table(&pictures, &sides, &map) {
         tracing::info!("{line}");
         outln!("{line}");
@@ -302,8 +332,8 @@ fn from_csv(tree: &Tree, csv: &[PathBuf; 2], findings: &mut Vec<Finding>) -> Res
     Ok((labelled, Some(given)))
 }
 
-fn side_of(picture: &Picture, given: &Given) -> Side {
-    given.get(&picture.labels).copied().unwrap_or(Side::Train)
+fn side_of(labels: &Path, given: &Given) -> Side {
+    given.get(labels).copied().unwrap_or(Side::Train)
 }
 
 /// Pictures below the input folder without labels: none that are used name them, and no XML has their name.
@@ -348,31 +378,77 @@ fn label_map(args: &Args, labelled: &[Labelled]) -> Result<Classes> {
     }
 }
 
-/// Splits by picture; pictures with the same bytes are one.
-fn divide(pictures: &[Picture], groups: &[Vec<usize>], args: &Args) -> Vec<Side> {
-    let mut unit_of: Vec<usize> = (0..pictures.len()).collect();
+/// What the dataset is if nothing is wrong with it.
+struct Hoped {
+    map: LabelMap,
+    sides: Vec<Side>,
+}
+
+/// Split and label map, from the labels alone; `None` if they already show that something is wrong.
+fn hoped(args: &Args, labelled: &[Labelled], given: Option<&Given>, classes: &Classes) -> Option<Hoped> {
+    let map = match classes {
+        Classes::Map(map) => map.clone(),
+        Classes::ToWrite => {
+            let names = labelled.iter().flat_map(|l| &l.objects).filter_map(|(_, object)| object.name.as_deref());
+            LabelMap::from_names(names.map(str::trim).collect::<BTreeSet<_>>())
+        }
+    };
+    if map.num_classes() > args.max_num_classes && matches!(classes, Classes::ToWrite) {
+        return None;
+    }
+    let mut ids: HashMap<&str, u32> = HashMap::new();
+    let mut content = Vec::with_capacity(labelled.len());
+    for (i, labelled) in labelled.iter().enumerate() {
+        let mut classes = Vec::with_capacity(labelled.objects.len());
+        for (_, object) in &labelled.objects {
+            let name = object.name.as_deref()?.trim();
+            let id = match ids.get(name) {
+                Some(id) => *id,
+                None => *ids.entry(name).or_insert(map.id_of(name)?),
+            };
+            classes.push(id);
+        }
+        content.push((i, classes));
+    }
+    let sides = match given {
+        Some(given) => labelled.iter().map(|labelled| side_of(&labelled.labels, given)).collect(),
+        None => divide(&content, args),
+    };
+    Some(Hoped { map, sides })
+}
+
+/// What the split has to know of each picture: which it is one with, and its boxes' class ids.
+type Content = Vec<(usize, Vec<u32>)>;
+
+/// Of checked pictures; those with the same bytes are one.
+fn content(pictures: &[Picture], groups: &[Vec<usize>]) -> Content {
+    let mut content: Content =
+        pictures.iter().enumerate().map(|(i, p)| (i, p.objects.iter().map(|object| object.id).collect())).collect();
     for group in groups {
         for &member in group {
-            unit_of[member] = group[0];
+            content[member].0 = group[0];
         }
     }
+    content
+}
+
+/// Splits by picture.
+fn divide(content: &Content, args: &Args) -> Vec<Side> {
     let mut numbers: HashMap<usize, usize> = HashMap::new();
     let mut units: Vec<Unit> = Vec::new();
-    let mut unit_index = vec![0; pictures.len()];
-    for (i, picture) in pictures.iter().enumerate() {
-        let index = *numbers.entry(unit_of[i]).or_insert_with(|| {
+    let mut unit_of = Vec::with_capacity(content.len());
+    for (one_with, ids) in content {
+        let index = *numbers.entry(*one_with).or_insert_with(|| {
             units.push(Unit::default());
             units.len() - 1
         });
-        unit_index[i] = index;
+        unit_of.push(index);
         let unit = &mut units[index];
         unit.pictures += 1;
-        let mut boxes: HashMap<usize, usize> = HashMap::new();
-        for object in &picture.objects {
-            *boxes.entry(object.id as usize - 1).or_default() += 1;
+        let mut boxes: BTreeMap<usize, usize> = BTreeMap::new();
+        for id in ids {
+            *boxes.entry(*id as usize - 1).or_default() += 1;
         }
-        let mut boxes: Vec<(usize, usize)> = boxes.into_iter().collect();
-        boxes.sort_unstable();
         for (class, count) in boxes {
             match unit.classes.iter_mut().find(|(other, ..)| *other == class) {
                 Some((_, pictures, boxes)) => {
@@ -384,7 +460,7 @@ fn divide(pictures: &[Picture], groups: &[Vec<usize>], args: &Args) -> Vec<Side>
         }
     }
     let sides = split::split(&units, args.split_rate, args.seed);
-    unit_index.into_iter().map(|index| sides[index]).collect()
+    unit_of.into_iter().map(|index| sides[index]).collect()
 }
 
 /// How many of each kind of finding there were.
@@ -432,38 +508,40 @@ struct Plan<'a> {
     args: &'a Args,
     csv: &'a [PathBuf; 2],
     map: Option<&'a LabelMap>,
+    /// Whether the records are written already.
+    complete: bool,
     stop: &'a AtomicBool,
 }
 
 /// Writes everything under temporary names, then puts all in place; gives the files' names.
-fn write_all(plan: &Plan, pictures: &[Picture], sides: &[Side]) -> Result<Vec<String>> {
+fn write_all(mut staged: Staged, plan: &Plan, pictures: &[Picture], sides: &[Side]) -> Result<Vec<String>> {
     let args = plan.args;
-    let mut staged = Staged::default();
     let mut written = Vec::new();
     if let Some(map) = plan.map {
         let text = map.to_text()?;
         write::small(&mut staged, &args.label_file, |out| Ok(out.write_all(text.as_bytes())?))?;
         written.push(shown(&args.label_file));
     }
-    let progress = bar(pictures.len(), "writing");
-    let shards = args.num_shards.map(|shards| shards as usize);
-    let mut records = Vec::new();
-    for (side, name, csv) in [(Side::Train, "train", &plan.csv[0]), (Side::Validate, "validate", &plan.csv[1])] {
+    let records = args.records();
+    for (i, side) in [Side::Train, Side::Validate].into_iter().enumerate() {
         let of_side: Vec<&Picture> = pictures.iter().zip(sides).filter(|(_, s)| **s == side).map(|(picture, _)| picture).collect();
         if !args.custom_csv {
-            write::small(&mut staged, csv, |out| table::write(out, of_side.iter().copied()))?;
-            written.push(shown(csv));
+            write::small(&mut staged, &plan.csv[i], |out| table::write(out, of_side.iter().copied()))?;
+            written.push(shown(&plan.csv[i]));
         }
-        let path = args.output_folder.join(format!("{name}.record"));
-        let paths = write::record_paths(&path, shards);
-        write::records(&mut staged, &paths, &of_side, &progress, plan.stop)?;
-        written.push(match shards {
-            None => shown(&path),
-            Some(shards) => format!("{} in {}", shown(&path), summary::plural(shards, "shard")),
+        let (path, paths) = &records[i];
+        if !plan.complete {
+            staged.discard(paths);
+            let progress = bar(of_side.len(), "writing");
+            let result = write::records(&mut staged, paths.clone(), &of_side, &progress, plan.stop);
+            progress.finish_and_clear();
+            result?;
+        }
+        written.push(match args.num_shards {
+            None => shown(path),
+            Some(shards) => format!("{} in {}", shown(path), summary::plural(shards as usize, "shard")),
         });
-        records.push((path, paths));
     }
-    progress.finish_and_clear();
     staged.commit()?;
     for (path, kept) in &records {
         write::remove_other_shards(path, kept);

@@ -95,6 +95,40 @@ impl LabeledImage {
         Example { features: Some(Features { feature }) }
     }
 
+    /// The bytes of [`Self::to_example`] before and behind the picture's own, where `self.encoded` is left empty and the
+    /// picture has `length` bytes: a large picture then need not be copied into a message first.
+    pub fn record_around(&self, length: usize) -> (Vec<u8>, Vec<u8>) {
+        assert!(self.encoded.is_empty(), "the picture is given by its length");
+        let mut features = self.to_example().features.unwrap_or_default();
+        features.feature.remove(ENCODED);
+        // `ENCODED` is the first of all keys, so the rest of the map follows it.
+        assert!(features.feature.keys().all(|key| key.as_str() > ENCODED), "features are sorted by key");
+        let behind = features.encode_to_vec();
+        // From the inside out: BytesList.value, Feature.bytes_list, the map's entry of key and value, Features.feature,
+        // Example.features; each is a tag byte, a length, and what it holds.
+        let size = |length: usize| 1 + prost::length_delimiter_len(length) + length;
+        let list = size(length);
+        let feature = size(list);
+        let entry = size(ENCODED.len()) + size(feature);
+        let all = size(entry) + behind.len();
+        const FIELD_1: u8 = 0x0a;
+        const FIELD_2: u8 = 0x12;
+        let open = |out: &mut Vec<u8>, tag: u8, length: usize| {
+            out.push(tag);
+            // Into a vector it cannot fail.
+            let _ = prost::encode_length_delimiter(length, out);
+        };
+        let mut before = Vec::with_capacity(64);
+        open(&mut before, FIELD_1, all);
+        open(&mut before, FIELD_1, entry);
+        open(&mut before, FIELD_1, ENCODED.len());
+        before.extend_from_slice(ENCODED.as_bytes());
+        open(&mut before, FIELD_2, feature);
+        open(&mut before, FIELD_1, list);
+        open(&mut before, FIELD_1, length);
+        (before, behind)
+    }
+
     /// Reads a record's message, ours or another program's: all but the picture and the boxes' corners may be missing.
     ///
     /// # Errors
@@ -332,6 +366,15 @@ mod tests {
         assert_eq!(bytes, two_boxes().to_example().encode_to_vec());
         let at = |key: &str| bytes.windows(key.len()).position(|w| w == key.as_bytes()).unwrap();
         assert!(at(ENCODED) < at(FILENAME) && at(FILENAME) < at(FORMAT) && at(FORMAT) < at(YMIN));
+    }
+
+    #[test]
+    fn a_record_around_its_picture_has_the_bytes_of_the_whole() {
+        for length in [0, 1, 127, 128, 300, 20_000, 3_000_000] {
+            let whole = LabeledImage { encoded: vec![7; length], ..two_boxes() };
+            let (before, behind) = LabeledImage { encoded: vec![], ..two_boxes() }.record_around(length);
+            assert_eq!([before, whole.encoded.clone(), behind].concat(), whole.to_example().encode_to_vec(), "{length}");
+        }
     }
 
     #[test]

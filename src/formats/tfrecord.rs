@@ -53,15 +53,19 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// Those of the underlying writer.
     pub fn write_parts(&mut self, parts: &[&[u8]]) -> io::Result<()> {
-        let length = parts.iter().map(|p| p.len() as u64).sum::<u64>().to_le_bytes();
-        self.inner.write_all(&length)?;
-        self.inner.write_all(&masked_crc32c(&length).to_le_bytes())?;
-        let mut crc = 0;
+        self.write_framed(&Frame::of(parts), parts)
+    }
+
+    /// Appends one record whose frame was made before, perhaps on another thread.
+    ///
+    /// # Errors
+    /// Those of the underlying writer.
+    pub fn write_framed(&mut self, frame: &Frame, parts: &[&[u8]]) -> io::Result<()> {
+        self.inner.write_all(&frame.header)?;
         for part in parts {
-            crc = crc32c::crc32c_append(crc, part);
             self.inner.write_all(part)?;
         }
-        self.inner.write_all(&mask(crc).to_le_bytes())
+        self.inner.write_all(&frame.footer)
     }
 
     /// Hands everything on to where it goes.
@@ -79,6 +83,25 @@ impl<W: Write> Writer<W> {
     pub fn finish(mut self) -> io::Result<W> {
         self.inner.flush()?;
         Ok(self.inner)
+    }
+}
+
+/// What stands around one record's data.
+#[derive(Debug, Clone, Copy)]
+pub struct Frame {
+    header: [u8; HEADER as usize],
+    footer: [u8; FOOTER as usize],
+}
+
+impl Frame {
+    /// The frame of a record made of `parts`.
+    pub fn of(parts: &[&[u8]]) -> Self {
+        let length = parts.iter().map(|part| part.len() as u64).sum::<u64>().to_le_bytes();
+        let mut header = [0; HEADER as usize];
+        header[..8].copy_from_slice(&length);
+        header[8..].copy_from_slice(&masked_crc32c(&length).to_le_bytes());
+        let crc = parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part));
+        Self { header, footer: mask(crc).to_le_bytes() }
     }
 }
 

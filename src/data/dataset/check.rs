@@ -1,12 +1,11 @@
 //! Label files and their pictures against each other: every box, size and name, with all cores.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use anyhow::Result;
 use indicatif::ProgressBar;
-use rayon::prelude::*;
 
 use crate::config::label_map::LabelMap;
 use crate::data::dataset::finding::{Finding, printable, shown};
@@ -78,31 +77,59 @@ pub struct Pass<'a> {
     pub progress: &'a ProgressBar,
     /// Ends the pass early when set.
     pub stop: &'a AtomicBool,
+    /// Takes each picture while its bytes are in memory.
+    pub taker: Option<&'a dyn Take>,
+}
+
+/// What takes pictures as they are checked.
+pub trait Take: Sync {
+    /// Takes the picture with this index, or hears that it is left out. Every index comes once, from any thread, and an
+    /// index comes only when all before it have been begun. `bytes` is the picture's file and may be taken away.
+    ///
+    /// # Errors
+    /// What ends the pass.
+    fn take(&self, index: usize, picture: Option<&Picture>, bytes: &mut Vec<u8>) -> Result<()>;
 }
 
 /// Checks all pictures on all cores; the result keeps the order. Memory holds one picture a core at a time.
-pub fn check_all(labelled: &[Labelled], pass: &Pass) -> (Vec<Picture>, Vec<Finding>) {
-    thread_local! {
-        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    }
-    let checked: Vec<(Option<Picture>, Vec<Finding>)> = labelled
-        .par_iter()
-        .map(|labelled| {
-            if pass.stop.load(Ordering::Relaxed) {
-                return (None, Vec::new());
+///
+/// # Errors
+/// Those of the taker.
+pub fn check_all(labelled: &[Labelled], pass: &Pass) -> Result<(Vec<Picture>, Vec<Finding>)> {
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let work = || -> Result<Vec<(usize, Option<Picture>, Vec<Finding>)>> {
+        let mut checked = Vec::new();
+        let mut buffer = Vec::new();
+        while !pass.stop.load(Ordering::Relaxed) && !failed.load(Ordering::Relaxed) {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(labelled) = labelled.get(index) else { break };
+            let (picture, findings) = check(labelled, pass.depth, &mut buffer);
+            if let Some(taker) = pass.taker {
+                taker.take(index, picture.as_ref(), &mut buffer).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
             }
-            let checked = BUFFER.with_borrow_mut(|buffer| check(labelled, pass.depth, buffer));
+            checked.push((index, picture, findings));
             pass.progress.inc(1);
-            checked
-        })
-        .collect();
+        }
+        Ok(checked)
+    };
+    let threads = rayon::current_num_threads().min(labelled.len()).max(1);
+    let results: Vec<Result<Vec<_>>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    let mut checked = Vec::with_capacity(labelled.len());
+    for result in results {
+        checked.append(&mut result?);
+    }
+    checked.sort_by_key(|(index, ..)| *index);
     let mut pictures = Vec::with_capacity(checked.len());
     let mut findings = Vec::new();
-    for (picture, found) in checked {
+    for (_, picture, found) in checked {
         pictures.extend(picture);
         findings.extend(found);
     }
-    (pictures, findings)
+    Ok((pictures, findings))
 }
 
 /// Checks one picture; `None` if it is left out.

@@ -1,21 +1,24 @@
 //! The dataset's files, written beside the old ones and put in their place together at the end.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
-use prost::Message;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::data::dataset::check::Picture;
+use crate::config::label_map::LabelMap;
+use crate::data::dataset::check::{self, Labelled, Picture, Take};
 use crate::data::dataset::finding::shown;
 use crate::data::dataset::picture;
 use crate::data::example::LabeledImage;
 use crate::data::image::Format;
+use crate::data::split::Side;
 use crate::exit;
 use crate::formats::tfrecord::{self, shard_path};
 
@@ -58,6 +61,17 @@ impl Staged {
         fs::create_dir_all(folder).with_context(|| format!("`{}`: the folder cannot be made", shown(folder)))?;
         self.folders.extend(missing);
         Ok(())
+    }
+
+    /// Throws away the temporary files of these targets.
+    pub fn discard(&mut self, targets: &[PathBuf]) {
+        self.files.retain(|(temporary, target)| {
+            let discarded = targets.contains(target);
+            if discarded {
+                let _ = fs::remove_file(temporary);
+            }
+            !discarded
+        });
     }
 
     /// Puts every file in its place.
@@ -136,35 +150,26 @@ pub fn remove_other_shards(path: &Path, kept: &[PathBuf]) {
 /// If a picture changed since it was checked, or a file cannot be written (a full disk).
 pub fn records(
     staged: &mut Staged,
-    paths: &[PathBuf],
+    paths: Vec<PathBuf>,
     pictures: &[&Picture],
     progress: &ProgressBar,
     stop: &AtomicBool,
 ) -> Result<()> {
-    let cannot = |path: &Path| format!("`{}`: cannot be written; the old dataset is as it was", shown(path));
-    let mut writers = Vec::with_capacity(paths.len());
-    for path in paths {
-        writers.push(tfrecord::Writer::new(BufWriter::with_capacity(1 << 20, staged.create(path)?)));
-    }
+    let mut shards = Shards::create(staged, paths)?;
     let mut start = 0;
     while start < pictures.len() {
         let end = start + batch(&pictures[start..]);
         if stop.load(Ordering::Relaxed) {
             return Err(exit::interrupted("stopped; the old dataset is as it was"));
         }
-        let made: Vec<Vec<u8>> = pictures[start..end].par_iter().map(|picture| record(picture)).collect::<Result<_>>()?;
-        for (i, made) in made.iter().enumerate() {
-            let shard = (start + i) % paths.len();
-            writers[shard].write(made).with_context(|| cannot(&paths[shard]))?;
+        let made: Vec<Record> = pictures[start..end].par_iter().map(|picture| record(picture)).collect::<Result<_>>()?;
+        for record in &made {
+            shards.write(record)?;
             progress.inc(1);
         }
         start = end;
     }
-    for (writer, path) in writers.into_iter().zip(paths) {
-        let buffered = writer.finish().with_context(|| cannot(path))?;
-        buffered.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(|| cannot(path))?;
-    }
-    Ok(())
+    shards.finish()
 }
 
 /// How many of the pictures fit into what is read ahead: at least one.
@@ -181,31 +186,218 @@ fn batch(pictures: &[&Picture]) -> usize {
 }
 
 /// One picture's record.
-fn record(picture: &Picture) -> Result<Vec<u8>> {
-    let mut encoded = Vec::new();
+fn record(picture: &Picture) -> Result<Record> {
+    let mut bytes = Vec::new();
     let changed = || format!("`{}`: the picture was changed while it was read; run tfgen again", shown(&picture.path));
-    picture::read(&picture.path, &mut encoded).with_context(changed)?;
-    if crc32c::crc32c(&encoded) != picture.looked.crc32c {
+    picture::read(&picture.path, &mut bytes).with_context(changed)?;
+    if crc32c::crc32c(&bytes) != picture.looked.crc32c {
         bail!(changed());
     }
-    let mut sha256 = picture.looked.sha256;
-    let mut format = picture.looked.format;
-    if !picture::stored_as_is(format) {
-        encoded = picture::as_png(&encoded).with_context(|| format!("`{}`: cannot be stored as PNG", shown(&picture.path)))?;
-        sha256 = Sha256::digest(&encoded).into();
-        format = Format::Png;
-    }
-    let image = labeled_image(picture, encoded, format, sha256);
-    Ok(image.to_example().encode_to_vec())
+    Record::new(picture, &mut bytes)
 }
 
-fn labeled_image(picture: &Picture, encoded: Vec<u8>, format: Format, sha256: [u8; 32]) -> LabeledImage {
+/// A record ready to be written.
+struct Record {
+    frame: tfrecord::Frame,
+    before: Vec<u8>,
+    encoded: Vec<u8>,
+    behind: Vec<u8>,
+}
+
+impl Record {
+    /// Takes the picture file's bytes.
+    fn new(picture: &Picture, bytes: &mut Vec<u8>) -> Result<Self> {
+        let mut encoded = std::mem::take(bytes);
+        let mut sha256 = picture.looked.sha256;
+        let mut format = picture.looked.format;
+        if !picture::stored_as_is(format) {
+            encoded =
+                picture::as_png(&encoded).with_context(|| format!("`{}`: cannot be stored as PNG", shown(&picture.path)))?;
+            sha256 = Sha256::digest(&encoded).into();
+            format = Format::Png;
+        }
+        let (before, behind) = labeled_image(picture, format, sha256).record_around(encoded.len());
+        let frame = tfrecord::Frame::of(&[&before, &encoded, &behind]);
+        Ok(Self { frame, before, encoded, behind })
+    }
+
+    fn len(&self) -> usize {
+        self.before.len() + self.encoded.len() + self.behind.len()
+    }
+}
+
+/// The records of one side, in one file or several.
+struct Shards {
+    paths: Vec<PathBuf>,
+    writers: Vec<tfrecord::Writer<BufWriter<File>>>,
+    written: usize,
+}
+
+impl Shards {
+    fn create(staged: &mut Staged, paths: Vec<PathBuf>) -> Result<Self> {
+        let mut writers = Vec::with_capacity(paths.len());
+        for path in &paths {
+            writers.push(tfrecord::Writer::new(BufWriter::with_capacity(1 << 18, staged.create(path)?)));
+        }
+        Ok(Self { paths, writers, written: 0 })
+    }
+
+    /// Appends to the shards in turn.
+    fn write(&mut self, record: &Record) -> Result<()> {
+        let shard = self.written % self.paths.len();
+        self.written += 1;
+        self.writers[shard]
+            .write_framed(&record.frame, &[&record.before, &record.encoded, &record.behind])
+            .with_context(|| cannot(&self.paths[shard]))
+    }
+
+    fn finish(self) -> Result<()> {
+        for (writer, path) in self.writers.into_iter().zip(&self.paths) {
+            let buffered = writer.finish().with_context(|| cannot(path))?;
+            buffered.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(|| cannot(path))?;
+        }
+        Ok(())
+    }
+}
+
+fn cannot(path: &Path) -> String {
+    format!("`{}`: cannot be written; the old dataset is as it was", shown(path))
+}
+
+/// Writes records while the pictures are checked, for the split that a set without faults would have: most sets have none,
+/// and then every picture is read only once. The first fault ends it, and what was written is thrown away.
+pub struct Ahead<'a> {
+    labelled: &'a [Labelled],
+    sides: &'a [Side],
+    map: &'a LabelMap,
+    max_id: u32,
+    state: Mutex<AheadState>,
+    /// Told when the turn has moved on.
+    moved: Condvar,
+}
+
+struct AheadState {
+    /// Training's and validation's; none once a fault was found.
+    shards: Option<[Shards; 2]>,
+    /// The index whose turn it is.
+    turn: usize,
+    /// Records whose turn is not yet.
+    waiting: BTreeMap<usize, Record>,
+    /// What they hold in bytes.
+    held: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// Opens the temporary files; `paths` are training's and validation's.
+    ///
+    /// # Errors
+    /// If they cannot be made.
+    pub fn new(
+        staged: &mut Staged,
+        paths: [Vec<PathBuf>; 2],
+        labelled: &'a [Labelled],
+        sides: &'a [Side],
+        (map, max_id): (&'a LabelMap, u32),
+    ) -> Result<Self> {
+        let [train, validate] = paths;
+        let shards = [Shards::create(staged, train)?, Shards::create(staged, validate)?];
+        let state = AheadState { shards: Some(shards), turn: 0, waiting: BTreeMap::new(), held: 0 };
+        Ok(Self { labelled, sides, map, max_id, state: Mutex::new(state), moved: Condvar::new() })
+    }
+
+    /// Closes the files. True if they hold every picture; false if they have to be written again.
+    ///
+    /// # Errors
+    /// If the last bytes cannot be written.
+    pub fn finish(self) -> Result<bool> {
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        match state.shards {
+            Some(shards) if state.turn == self.labelled.len() => {
+                for shards in shards {
+                    shards.finish()?;
+                }
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, AheadState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The record, if the picture is just as its labels had it.
+    fn record(&self, index: usize, picture: Option<&Picture>, bytes: &mut Vec<u8>) -> Result<Option<Record>> {
+        let Some(picture) = picture.filter(|picture| picture.objects.len() == self.labelled[index].objects.len()) else {
+            return Ok(None);
+        };
+        let mut picture = [picture.clone()];
+        if !check::assign_classes(&mut picture, self.map, self.max_id).is_empty() {
+            return Ok(None);
+        }
+        Record::new(&picture[0], bytes).map(Some)
+    }
+
+    fn give_up(&self, state: &mut AheadState) {
+        state.shards = None;
+        state.waiting.clear();
+        self.moved.notify_all();
+    }
+}
+
+impl Take for Ahead<'_> {
+    fn take(&self, index: usize, picture: Option<&Picture>, bytes: &mut Vec<u8>) -> Result<()> {
+        if self.lock().shards.is_none() {
+            return Ok(());
+        }
+        let made = self.record(index, picture, bytes);
+        let mut state = self.lock();
+        let record = match made {
+            Ok(Some(record)) => record,
+            Ok(None) => {
+                self.give_up(&mut state);
+                return Ok(());
+            }
+            Err(error) => {
+                self.give_up(&mut state);
+                return Err(error);
+            }
+        };
+        // Whoever is far ahead waits; the one whose turn it is never does.
+        while state.shards.is_some() && state.turn != index && state.held + record.len() > AHEAD as usize {
+            state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.held += record.len();
+        state.waiting.insert(index, record);
+        while let AheadState { shards: Some(shards), turn, waiting, held } = &mut *state
+            && let Some(record) = waiting.remove(turn)
+        {
+            let side = self.sides[*turn];
+            *held -= record.len();
+            *turn += 1;
+            let written = shards[usize::from(side == Side::Validate)].write(&record);
+            // The next picture is read into the same memory.
+            if bytes.capacity() == 0 {
+                *bytes = record.encoded;
+            }
+            if let Err(error) = written {
+                self.give_up(&mut state);
+                return Err(error);
+            }
+            self.moved.notify_all();
+        }
+        Ok(())
+    }
+}
+
+/// All of the example but the picture's bytes.
+fn labeled_image(picture: &Picture, format: Format, sha256: [u8; 32]) -> LabeledImage {
     let (width, height) = (f64::from(picture.looked.width), f64::from(picture.looked.height));
     let objects = &picture.objects;
     LabeledImage {
         filename: picture.name.clone(),
         source_id: picture.name.clone(),
-        encoded,
+        encoded: Vec::new(),
         format: format.name().to_string(),
         width: picture.looked.width,
         height: picture.looked.height,
@@ -231,10 +423,9 @@ fn labeled_image(picture: &Picture, encoded: Vec<u8>, format: Format, sha256: [u
 /// # Errors
 /// If it cannot be written.
 pub fn small(staged: &mut Staged, path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let cannot = || format!("`{}`: cannot be written; the old dataset is as it was", shown(path));
     let mut out = BufWriter::new(staged.create(path)?);
-    fill(&mut out).with_context(cannot)?;
-    out.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(cannot)?;
+    fill(&mut out).with_context(|| cannot(path))?;
+    out.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(|| cannot(path))?;
     Ok(())
 }
 
