@@ -4,9 +4,10 @@
 
 SHELL := /bin/bash
 CARGO ?= cargo
-ODH := $(CURDIR)/target/release/odh
+# Where cargo puts what it builds.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: all build libtorch demo holdout test clean-demo
+.PHONY: all build libtorch demo test clean-demo
 
 all: build
 
@@ -19,13 +20,10 @@ build: libtorch
 test: libtorch
 	$(CARGO) test --release --locked
 
-# Pictures to train on, a small network from scratch, and what it finds on the pictures that it was not trained on.
-demo: build
-	@scripts/demo.sh $(ODH)
-
-# How good the demo's detector is on 40 pictures of another seed, which no training has seen.
-holdout: build
-	@scripts/holdout.sh $(ODH)
+# Trains a small network from scratch on images/, in minutes, and shows what it finds.
+demo: libtorch
+	$(CARGO) build --release --locked --bin odh --example draw_images
+	@scripts/demo.sh $(TARGET)/release
 
 clean-demo:
 	rm -rf demo
