@@ -1,10 +1,11 @@
 //! Optimizers as TensorFlow 1.x computes them, their state under TensorFlow's slot names.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use regex::Regex;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::learning_rate::LearningRate;
+use crate::net::shim;
 use crate::net::variables::{Variables, to_libtorch, values_in_tensorflow_layout};
 use crate::proto::object_detection::protos as pb;
 
@@ -27,6 +28,18 @@ struct Slot {
 }
 
 impl Rule {
+    /// The update after `step` finished ones.
+    fn at(self, step: u64) -> shim::Rule {
+        match self {
+            Rule::RmsProp { decay, momentum, epsilon } => shim::Rule::RmsProp { decay, momentum, epsilon },
+            Rule::Momentum { momentum } => shim::Rule::Momentum { momentum, nesterov: false },
+            Rule::Adam { beta1, beta2, epsilon } => {
+                let power = |beta: f64| beta.powf(step as f64 + 1.0);
+                shim::Rule::Adam { beta1, beta2, epsilon, beta1_power: power(beta1), beta2_power: power(beta2) }
+            }
+        }
+    }
+
     fn slots(self) -> &'static [Slot] {
         match self {
             Rule::RmsProp { .. } => &[Slot { name: "RMSProp", start: 1.0 }, Slot { name: "RMSProp_1", start: 0.0 }],
@@ -62,16 +75,24 @@ impl Optimizer {
             .freeze_variables
             .iter()
             // Python's re.match: from the start of the name.
-            .map(|p| Regex::new(&format!("^(?:{p})")).with_context(|| format!("train_config.freeze_variables: `{p}` is not a regular expression")))
+            .map(|p| {
+                Regex::new(&format!("^(?:{p})"))
+                    .with_context(|| format!("train_config.freeze_variables: `{p}` is not a regular expression"))
+            })
             .collect::<Result<_>>()?;
         if !frozen.is_empty() {
             let count = variables.freeze(|name| frozen.iter().any(|f| f.is_match(name)))?;
             tracing::info!("{count} variables are frozen by train_config.freeze_variables");
         }
-        let optimizer = config.optimizer.as_ref().and_then(|o| o.optimizer.as_ref()).context("train_config.optimizer is not set")?;
+        let optimizer =
+            config.optimizer.as_ref().and_then(|o| o.optimizer.as_ref()).context("train_config.optimizer is not set")?;
         let (rule, rate) = match optimizer {
             O::RmsPropOptimizer(r) => (
-                Rule::RmsProp { decay: r.decay().into(), momentum: r.momentum_optimizer_value().into(), epsilon: r.epsilon().into() },
+                Rule::RmsProp {
+                    decay: r.decay().into(),
+                    momentum: r.momentum_optimizer_value().into(),
+                    epsilon: r.epsilon().into(),
+                },
                 &r.learning_rate,
             ),
             O::MomentumOptimizer(m) => (Rule::Momentum { momentum: m.momentum_optimizer_value().into() }, &m.learning_rate),
@@ -111,6 +132,11 @@ impl Optimizer {
             if !self.regularize {
                 return Ok(sum);
             }
+            if variables.device() == Device::Cpu {
+                let (tensors, l2): (Vec<&Tensor>, Vec<f64>) =
+                    variables.specs().iter().enumerate().map(|(i, s)| (variables.tensor(i), s.l2)).unzip();
+                return Ok(Tensor::from(shim::l2_loss(&tensors, &l2)? as f32));
+            }
             for (i, spec) in variables.specs().iter().enumerate().filter(|(_, s)| s.l2 != 0.0) {
                 let norm = variables.tensor(i).f_norm()?; // of all elements
                 sum += norm.f_square()? * (spec.l2 / 2.0);
@@ -123,31 +149,32 @@ impl Optimizer {
     ///
     /// * `step`: finished steps, for the learning rate and Adam's correction.
     pub fn step(&mut self, variables: &Variables, step: u64) -> Result<()> {
-        let rate = self.learning_rate.at(step);
-        tch::no_grad(|| -> Result<()> {
-            for (i, spec) in variables.specs().iter().enumerate().filter(|(_, s)| s.trainable) {
-                let mut weights = variables.tensor(i).shallow_clone();
-                let gradient = weights.f_grad()?;
-                if !gradient.defined() {
-                    continue;
-                }
-                let mut g = gradient.f_detach()?;
-                if self.regularize && spec.l2 != 0.0 {
-                    g = g.f_add(&(&weights * spec.l2))?;
-                }
-                if self.bias_multiplier != 1.0 && spec.name.ends_with("/biases") {
-                    g = g * self.bias_multiplier;
-                }
-                if self.clip_norm > 0.0 {
-                    // g * clip / max(norm, clip), each tensor by its own norm.
-                    let norm = g.f_norm()?.f_clamp_min(self.clip_norm)?;
-                    g = g * (norm.f_reciprocal()? * self.clip_norm);
-                }
-                apply(self.rule, &mut weights, &g, &mut self.slots[i], rate, step)?;
-                weights.zero_grad();
+        let mut grads = Vec::new();
+        let mut trained = Vec::new();
+        for (i, _) in variables.specs().iter().enumerate().filter(|(_, s)| s.trainable) {
+            if let Some(grad) = shim::take_grad(variables.tensor(i))? {
+                grads.push(grad);
+                trained.push(i);
             }
-            Ok(())
-        })
+        }
+        let spec = |i: &usize| &variables.specs()[*i];
+        let second = self.rule.slots().len() > 1;
+        shim::optimizer_step(
+            self.rule.at(step),
+            &shim::Update {
+                vars: &trained.iter().map(|i| variables.tensor(*i)).collect::<Vec<_>>(),
+                grads: &grads.iter().collect::<Vec<_>>(),
+                slots0: &trained.iter().map(|i| &self.slots[*i][0]).collect::<Vec<_>>(),
+                slots1: &trained.iter().filter(|_| second).map(|i| &self.slots[*i][1]).collect::<Vec<_>>(),
+                l2: &trained.iter().map(|i| if self.regularize { spec(i).l2 } else { 0.0 }).collect::<Vec<_>>(),
+                multipliers: &trained
+                    .iter()
+                    .map(|i| if spec(i).name.ends_with("/biases") { self.bias_multiplier } else { 1.0 })
+                    .collect::<Vec<_>>(),
+                clip_norm: (self.clip_norm > 0.0).then_some(self.clip_norm),
+                learning_rate: self.learning_rate.at(step),
+            },
+        )
     }
 
     /// Slots and other state as a checkpoint holds them: `(name, shape, values)`; a scalar has no shape.
@@ -157,7 +184,11 @@ impl Optimizer {
         let mut state = Vec::new();
         for (i, spec) in variables.specs().iter().enumerate() {
             for (slot, tensor) in self.rule.slots().iter().zip(&self.slots[i]) {
-                state.push((format!("{}/{}", spec.name, slot.name), spec.shape.clone(), values_in_tensorflow_layout(spec, tensor)?));
+                state.push((
+                    format!("{}/{}", spec.name, slot.name),
+                    spec.shape.clone(),
+                    values_in_tensorflow_layout(spec, tensor)?,
+                ));
             }
         }
         if let Rule::Adam { beta1, beta2, .. } = self.rule {
@@ -188,41 +219,28 @@ impl Optimizer {
     }
 }
 
-fn apply(rule: Rule, weights: &mut Tensor, g: &Tensor, slots: &mut [Tensor], rate: f64, step: u64) -> Result<()> {
-    match (rule, slots) {
-        (Rule::RmsProp { decay, momentum, epsilon }, [ms, mom]) => {
-            let _ = ms.f_mul_scalar_(decay)?.f_addcmul_(g, &(g * (1.0 - decay)))?;
-            let root = (&*ms + epsilon).f_sqrt()?;
-            let _ = mom.f_mul_scalar_(momentum)?.f_add_(&(g * rate).f_div(&root)?)?;
-            let _ = weights.f_sub_(mom)?;
-        }
-        (Rule::Momentum { momentum }, [acc]) => {
-            let _ = acc.f_mul_scalar_(momentum)?.f_add_(g)?;
-            let _ = weights.f_sub_(&(&*acc * rate))?;
-        }
-        (Rule::Adam { beta1, beta2, epsilon }, [m, v]) => {
-            let t = step as f64 + 1.0;
-            let corrected = rate * (1.0 - beta2.powf(t)).sqrt() / (1.0 - beta1.powf(t));
-            let _ = m.f_mul_scalar_(beta1)?.f_add_(&(g * (1.0 - beta1)))?;
-            let _ = v.f_mul_scalar_(beta2)?.f_addcmul_(g, &(g * (1.0 - beta2)))?;
-            let _ = weights.f_sub_(&(&*m * corrected).f_div(&(v.f_sqrt()? + epsilon))?)?;
-        }
-        (rule, slots) => bail!("{rule:?} with {} slots", slots.len()),
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Applies the rule to one weight for the gradients given; the weight after each.
     fn run(rule: Rule, gradients: &[f64]) -> Vec<f64> {
-        let mut w = Tensor::from_slice(&[1f32]);
-        let mut slots: Vec<Tensor> = rule.slots().iter().map(|s| w.full_like(s.start)).collect();
+        let w = Tensor::from_slice(&[1f32]);
+        let slots: Vec<Tensor> = rule.slots().iter().map(|s| w.full_like(s.start)).collect();
         let mut path = Vec::new();
         for (step, g) in gradients.iter().enumerate() {
-            apply(rule, &mut w, &Tensor::from_slice(&[*g as f32]), &mut slots, 0.1, step as u64).unwrap();
+            let second: Vec<&Tensor> = slots.iter().skip(1).collect();
+            let update = shim::Update {
+                vars: &[&w],
+                grads: &[&Tensor::from_slice(&[*g as f32])],
+                slots0: &[&slots[0]],
+                slots1: &second,
+                l2: &[0.0],
+                multipliers: &[1.0],
+                clip_norm: None,
+                learning_rate: 0.1,
+            };
+            shim::optimizer_step(rule.at(step as u64), &update).unwrap();
             path.push(w.double_value(&[0]));
         }
         path

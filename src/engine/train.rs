@@ -16,6 +16,7 @@ use crate::data::loader::{Batch, Loader, LoaderOptions, Position};
 use crate::formats::events::EventWriter;
 use crate::models::{DetectionModel, Losses};
 use crate::net::exec::apply_moving_updates;
+use crate::net::shim;
 use crate::net::variables::Variables;
 use crate::proto::object_detection::protos as pb;
 use crate::{exit, interrupt};
@@ -84,6 +85,7 @@ struct Run<'a> {
 /// # Errors
 /// If data, checkpoints or the disk fail; if a loss is not finite; exit code 130 after Ctrl-C, once all is saved.
 pub fn train(model: &dyn DetectionModel, options: &TrainOptions) -> Result<Trained> {
+    shim::tune_process()?;
     let mut variables = Variables::new(model.variables(), options.seed, options.device)?;
     let mut optimizer = Optimizer::from_config(options.config, &mut variables)?;
     let mut state = RunState { seed: options.seed, position: Position::default() };

@@ -245,9 +245,14 @@ struct BatchNormAct : Function<BatchNormAct> {
     const float *xp = x.const_data_ptr<float>();
     const Tensor mean = at::empty({m.c}, at::kFloat), var = at::empty({m.c}, at::kFloat);
     float *mp = mean.mutable_data_ptr<float>(), *vp = var.mutable_data_ptr<float>();
-    // A cache line of channels a task, so that what a channel gives does not depend on the number of threads.
-    constexpr int64_t kStep = 16;
-    parallel(divide_up(m.c, kStep), [&](int64_t i) { odh_moments(xp, m.rows, m.c, i * kStep, std::min(m.c, (i + 1) * kStep), mp, vp); });
+    // Whole cache lines of channels a task. A channel is summed by one thread, in order, so the number of threads does not matter.
+    const int64_t step = 16 * divide_up(m.c, 16 * at::get_num_threads());
+    const Tensor scratch = at::empty({4, divide_up(m.c, step) * step}, at::kFloat);
+    float *sp = scratch.mutable_data_ptr<float>();
+    parallel(divide_up(m.c, step), [&](int64_t i) {
+      const int64_t first = i * step;
+      odh_moments(xp + first, m.rows, m.c, std::min(step, m.c - first), sp + 4 * first, mp + first, vp + first);
+    });
     const Tensor rstd = (var + eps).rsqrt_();
     const Tensor scale = rstd * gamma, b = beta.contiguous();
     Tensor y = normalize(x, norm_of(mean, rstd, scale, b, lo, hi));

@@ -27,7 +27,7 @@ bool dense_cpu(const Tensor &t) {
 
 struct Lists {
   std::vector<Tensor> vars, grads, slot0, slot1;
-  const double *l2;
+  const double *l2, *multiplier;
 };
 
 struct Numbers {
@@ -53,16 +53,16 @@ void step_fused(int rule, Lists &t, const Numbers &u) {
     const float *grad = t.grads[i].const_data_ptr<float>();
     const int64_t n = t.vars[i].numel();
     for (int64_t at = 0; at < n; at += kStretch) {
-      all.push_back({std::min(kStretch, n - at), var + at, grad + at, s0 + at, s1 ? s1 + at : nullptr, static_cast<float>(t.l2[i]), 1.f});
+      all.push_back({std::min(kStretch, n - at), var + at, grad + at, s0 + at, s1 ? s1 + at : nullptr, static_cast<float>(t.l2[i]), static_cast<float>(t.multiplier[i])});
       owner.push_back(i);
     }
   }
   const auto tasks = static_cast<int64_t>(all.size());
   if (u.clip > 0) {
     std::vector<double> part(all.size()), whole(t.vars.size(), 0.);
-    parallel(tasks, [&](int64_t i) { part[i] = kernels.sum_of_squares(all[i].n, 1.f, all[i].grad, all[i].l2, all[i].var); });
+    parallel(tasks, [&](int64_t i) { part[i] = kernels.sum_of_squares(all[i].n, all[i].scale, all[i].grad, all[i].scale * all[i].l2, all[i].var); });
     for (size_t i = 0; i < all.size(); i++) whole[owner[i]] += part[i];
-    for (size_t i = 0; i < all.size(); i++) all[i].scale = static_cast<float>(u.clip / std::max(std::sqrt(whole[owner[i]]), u.clip));
+    for (size_t i = 0; i < all.size(); i++) all[i].scale *= static_cast<float>(u.clip / std::max(std::sqrt(whole[owner[i]]), u.clip));
   }
   parallel(tasks, [&](int64_t i) { run(all[i], update); });
 }
@@ -71,6 +71,7 @@ void step_foreach(int rule, Lists &t, const Numbers &u) {
   std::vector<at::Scalar> l2(t.l2, t.l2 + t.vars.size());
   auto g = at::_foreach_mul(t.vars, l2);
   at::_foreach_add_(g, t.grads);
+  at::_foreach_mul_(g, std::vector<at::Scalar>(t.multiplier, t.multiplier + t.vars.size()));
   if (u.clip > 0) {
     auto norm = at::_foreach_norm(g, 2);
     at::_foreach_clamp_min_(norm, u.clip);
@@ -127,11 +128,11 @@ extern "C" {
 
 // numbers: lr, decay, momentum, epsilon, beta1, beta2, beta1 to the t, beta2 to the t, clip (0: none), nesterov.
 int odh_optimizer_step(int rule, int64_t n, Tensor *const *vars, Tensor *const *grads, Tensor *const *slot0, Tensor *const *slot1,
-                       const double *l2, const double *numbers) {
+                       const double *l2, const double *multiplier, const double *numbers) {
   return odh::guarded([&] {
     TORCH_CHECK(rule >= kRmsProp && rule <= kAdam, "no such optimizer: ", rule);
     at::NoGradGuard no_grad;
-    Lists t{list(n, vars), list(n, grads), list(n, slot0), slots_of(rule) > 1 ? list(n, slot1) : std::vector<Tensor>{}, l2};
+    Lists t{list(n, vars), list(n, grads), list(n, slot0), slots_of(rule) > 1 ? list(n, slot1) : std::vector<Tensor>{}, l2, multiplier};
     const Numbers u{numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7], numbers[8], numbers[9] != 0};
     bool fused = true;
     for (int64_t i = 0; i < n; i++) {

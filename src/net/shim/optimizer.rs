@@ -17,6 +17,7 @@ unsafe extern "C" {
         slot0: *const *const C_tensor,
         slot1: *const *const C_tensor,
         l2: *const f64,
+        multipliers: *const f64,
         numbers: *const f64,
     ) -> c_int;
     fn odh_l2_loss(n: i64, vars: *const *const C_tensor, l2: *const f64, out: *mut f64) -> c_int;
@@ -49,7 +50,9 @@ pub struct Update<'a> {
     pub slots1: &'a [&'a Tensor],
     /// Weight of the L2 regularizer `weight / 2 * |var|²`, whose gradient is added to `grads`; 0 for none.
     pub l2: &'a [f64],
-    /// Each gradient (the regularizer's share included) is scaled down to this norm at most, as `tf.clip_by_norm` does.
+    /// Factor of each gradient, the regularizer's share included; 1 for none.
+    pub multipliers: &'a [f64],
+    /// Each gradient, multiplied, is then scaled down to this norm at most, as `tf.clip_by_norm` does.
     pub clip_norm: Option<f64>,
     pub learning_rate: f64,
 }
@@ -72,10 +75,10 @@ pub fn optimizer_step(rule: Rule, update: &Update) -> Result<()> {
     };
     numbers[0] = update.learning_rate;
     numbers[8] = update.clip_norm.unwrap_or(0.);
-    let lengths = [update.grads.len(), update.slots0.len(), update.l2.len()];
+    let lengths = [update.grads.len(), update.slots0.len(), update.l2.len(), update.multipliers.len()];
     ensure!(
-        lengths == [n; 3] && update.slots1.len() == if slots == 2 { n } else { 0 },
-        "optimizer step: {n} variables with {lengths:?} gradients, first slots and L2 weights, and {} second slots",
+        lengths == [n; 4] && update.slots1.len() == if slots == 2 { n } else { 0 },
+        "optimizer step: {n} variables with {lengths:?} gradients, first slots, L2 weights and multipliers, and {} second slots",
         update.slots1.len()
     );
     let [vars, grads, slots0, slots1] = [update.vars, update.grads, update.slots0, update.slots1].map(pointers);
@@ -88,6 +91,7 @@ pub fn optimizer_step(rule: Rule, update: &Update) -> Result<()> {
             slots0.as_ptr(),
             slots1.as_ptr(),
             update.l2.as_ptr(),
+            update.multipliers.as_ptr(),
             numbers.as_ptr(),
         )
     })
@@ -134,7 +138,7 @@ mod tests {
         let (var, grad, s0, s1) = (scalar(2.), scalar(0.5), scalar(slots[0]), scalar(slots[1]));
         let second: &[&Tensor] = if matches!(rule, Rule::Momentum { .. }) { &[] } else { &[&s1] };
         let update =
-            Update { vars: &[&var], grads: &[&grad], slots0: &[&s0], slots1: second, l2: &[l2], clip_norm, learning_rate: 0.1 };
+            Update { vars: &[&var], grads: &[&grad], slots0: &[&s0], slots1: second, l2: &[l2], multipliers: &[1.], clip_norm, learning_rate: 0.1 };
         optimizer_step(rule, &update).unwrap();
         [value(&var), value(&s0), value(&s1)]
     }
@@ -204,6 +208,7 @@ mod tests {
                 slots0: &a,
                 slots1: second,
                 l2: &[0., 4e-5, 0.1, 0.],
+                multipliers: &[1., 0.5, 1., 2.],
                 clip_norm,
                 learning_rate: 0.01,
             };
@@ -262,7 +267,7 @@ mod tests {
         let (a, b) = (scalar(1.), Tensor::ones([2], (Kind::Float, Device::Cpu)));
         let rule = Rule::Momentum { momentum: 0.9, nesterov: false };
         let update =
-            Update { vars: &[&a], grads: &[&b], slots0: &[&a], slots1: &[], l2: &[0.], clip_norm: None, learning_rate: 0.1 };
+            Update { vars: &[&a], grads: &[&b], slots0: &[&a], slots1: &[], l2: &[0.], multipliers: &[1.], clip_norm: None, learning_rate: 0.1 };
         let message = format!("{:#}", optimizer_step(rule, &update).unwrap_err());
         assert!(message.contains("variable 0"), "{message}");
         assert!(optimizer_step(rule, &Update { l2: &[], ..update }).is_err());
