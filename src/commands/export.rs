@@ -12,7 +12,7 @@ use crate::engine::checkpoint;
 use crate::engine::model_files::{self, ModelFiles, ModelSource, Search};
 use crate::export::folder::{self, ExportInput, Exported, FROZEN_GRAPH};
 use crate::proto::object_detection::protos as pb;
-use crate::{exit, outln};
+use crate::{exit, interrupt, outln};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -61,6 +61,7 @@ pub struct Args {
 /// # Errors
 /// If no model is found or several are, its files do not fit together, or the export cannot be written.
 pub fn run(args: Args) -> Result<()> {
+    interrupt::watch();
     let chosen = choose(&args)?;
     for note in pipeline::check_supported(&chosen.config).with_context(|| chosen.source.clone())? {
         tracing::info!("{}: {note}", chosen.source);

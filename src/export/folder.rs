@@ -1,6 +1,6 @@
 //! The export folder: a frozen graph with the checkpoint, config and label map that it was made from, put in place whole or not at all.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use crate::models::ssd::Ssd;
 use crate::net::graph::Variable;
 use crate::proto::object_detection::protos as pb;
 use crate::proto::tensorflow::{DataType, GraphDef};
+use crate::{exit, interrupt};
 
 /// The frozen graph's file name.
 pub const FROZEN_GRAPH: &str = "frozen_inference_graph.pb";
@@ -61,7 +62,7 @@ pub struct Exported {
 ///
 /// # Errors
 /// If the model cannot be exported, the checkpoint is not the model's, the label map has more classes than the model, `output_dir` is
-/// a folder of other things, or writing fails; what was at `output_dir` is then still there.
+/// a folder of other things, writing fails, or Ctrl-C was pressed (exit code 130); what was at `output_dir` is then still there.
 pub fn run(input: &ExportInput) -> Result<Exported> {
     let model = ssd_of(input.config)?;
     let classes = input.label_map.num_classes() as usize;
@@ -85,6 +86,12 @@ pub fn run(input: &ExportInput) -> Result<Exported> {
     atomic_file::write(&folder.join(PIPELINE_CONFIG), pipeline::to_text(input.config).as_bytes())?;
     atomic_file::write(&folder.join(LABEL_MAP), input.label_map.to_text()?.as_bytes())?;
     atomic_file::write(&folder.join(LABELS), labels(input.label_map).as_bytes())?;
+    if interrupt::requested() {
+        return Err(exit::interrupted(format!(
+            "stopped before the export took its place; `{}` is as it was",
+            input.output_dir.display()
+        )));
+    }
     target.put_in_place()?;
     Ok(Exported { folder: input.output_dir.to_path_buf(), step, graph_bytes })
 }
@@ -221,8 +228,11 @@ impl Target {
             return Err(error).with_context(failed);
         }
         sync(parent).with_context(failed)?;
-        if let Some((_aside, old)) = &old {
-            self.carry_over(old)?;
+        if let Some((aside, old)) = old
+            && let Err(error) = self.carry_over(&old)
+        {
+            let kept = aside.keep();
+            return Err(error).with_context(|| format!("the export is in place, and the earlier one in `{}`", kept.display()));
         }
         Ok(())
     }
@@ -241,7 +251,7 @@ impl Target {
 }
 
 /// Whether an export, odh's or upstream's, writes a file or folder of this name.
-fn is_exports(name: &OsString) -> bool {
+fn is_exports(name: &OsStr) -> bool {
     const NAMES: &[&str] = &[
         FROZEN_GRAPH,
         PIPELINE_CONFIG,

@@ -116,7 +116,6 @@ const TOP: usize = 0;
 
 /// A GraphDef in the making.
 #[derive(Debug)]
-#[allow(clippy::new_without_default)]
 pub struct Builder {
     nodes: Vec<NodeDef>,
     /// The frame of each node.
@@ -125,6 +124,12 @@ pub struct Builder {
     current: usize,
     scope: String,
     taken: HashMap<String, usize>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Builder {

@@ -243,15 +243,11 @@ fn suppress(b: &mut Builder, model: &SsdExport, boxes: Value, scores: Value) -> 
     );
     let delta = b.int("map/delta", 1);
     let all = b.add("map/range", Op::new("Range", &[start, pictures, delta]).with("Tidx", DtInt32), DtInt32);
-    let mut stacked = arrays.iter().zip(&last[1..]).map(|(array, &flow)| {
-        let op = Op::new("TensorArrayGatherV3", &[array[0], all, flow]).with("dtype", DtFloat);
+    let [boxes, scores, classes, count] = std::array::from_fn(|i| {
+        let op = Op::new("TensorArrayGatherV3", &[arrays[i][0], all, last[1 + i]]).with("dtype", DtFloat);
         b.add("map/TensorArrayStack/TensorArrayGatherV3", op, DtFloat)
     });
-    let mut take = || stacked.next();
-    match (take(), take(), take(), take()) {
-        (Some(boxes), Some(scores), Some(classes), Some(count)) => Found { boxes, scores, classes, count },
-        _ => unreachable!("there are four arrays"),
-    }
+    Found { boxes, scores, classes, count }
 }
 
 /// The detections of one picture, padded with zeros; `count` is an integer.
