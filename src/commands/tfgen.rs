@@ -1,6 +1,8 @@
 //! `odh tfgen`: labelled pictures become a dataset.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -298,9 +300,14 @@ fn from_xml(tree: &Tree, findings: &mut Vec<Finding>) -> Result<Vec<Labelled>> {
 }
 
 fn read_xml(path: &Path) -> Result<Annotation> {
-    let length = std::fs::metadata(path).context("cannot be read")?.len();
-    ensure!(length <= LARGEST_XML, "the file has {length} bytes, which no label file has; move it out of the input folder");
-    voc::parse(&std::fs::read(path).context("cannot be read")?)
+    let mut bytes = Vec::new();
+    let file = File::open(path).context("cannot be opened")?;
+    file.take(LARGEST_XML + 1).read_to_end(&mut bytes).context("cannot be read")?;
+    ensure!(
+        bytes.len() as u64 <= LARGEST_XML,
+        "the file has more than {LARGEST_XML} bytes, which no label file has; move it out of the input folder"
+    );
+    voc::parse(&bytes)
 }
 
 /// Which CSV file stands for which side.

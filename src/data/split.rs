@@ -225,7 +225,7 @@ impl Search {
                     }
                 }
             } else {
-                for _ in 0..20 * count {
+                for _ in 0..4 * count {
                     let (a, b) = (rng.random_range(0..count), rng.random_range(0..count));
                     better |= self.try_trade(a, b);
                 }

@@ -10,7 +10,6 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use crate::config::label_map::LabelMap;
 use crate::data::dataset::check::{self, Labelled, Picture, Take};
@@ -208,12 +207,11 @@ impl Record {
     /// Takes the picture file's bytes.
     fn new(picture: &Picture, bytes: &mut Vec<u8>) -> Result<Self> {
         let mut encoded = std::mem::take(bytes);
-        let mut sha256 = picture.looked.sha256;
-        let mut format = picture.looked.format;
+        let (mut sha256, mut format) = (picture.looked.sha256, picture.looked.format);
         if !picture::stored_as_is(format) {
             encoded =
                 picture::as_png(&encoded).with_context(|| format!("`{}`: cannot be stored as PNG", shown(&picture.path)))?;
-            sha256 = Sha256::digest(&encoded).into();
+            sha256 = picture::sha256(&encoded);
             format = Format::Png;
         }
         let (before, behind) = labeled_image(picture, format, sha256).record_around(encoded.len());
