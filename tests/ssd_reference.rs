@@ -6,6 +6,7 @@ mod reference;
 
 use odh::config::pipeline;
 use odh::detection::boxes::Groundtruth;
+use odh::engine::optimizer::Optimizer;
 use odh::models::DetectionModel;
 use odh::models::ssd::Ssd;
 use odh::net::exec::{self, Inference};
@@ -168,14 +169,83 @@ fn one_training_step_equals_the_golden_tensors() {
 
     (record.localization + record.classification).backward();
     let global = golden.scalar("gnorm");
-    let mut compared = 0;
+    let mut gradients = Vec::new();
     for (i, spec) in variables.specs().iter().enumerate().filter(|(_, s)| s.trainable) {
         let gradient = variables.tensor(i).grad() + variables.tensor(i).detach() * spec.l2;
         let flat = values_in_tensorflow_layout(spec, &gradient).unwrap();
-        let l2 = flat.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-        let expected = golden.scalar(&format!("grad/{}/l2", spec.name));
-        assert!((l2 - expected).abs() <= (5e-3 * expected).max(1e-6 * global), "{}: gradient norm {l2}, not {expected}", spec.name);
-        compared += 1;
+        gradients.push(Compared::new(&golden, "grad", &spec.name, &flat, 1e-6 * global));
     }
-    assert_eq!(compared, 129);
+    assert_eq!(gradients.len(), 129);
+    // Batch norms amplify roundings: TensorFlow's own runs with its oneDNN kernels and without differ by up to 1.3e-2 in a gradient's norm,
+    // and by over 1e-3 in a quarter of them (measured on the same network with one picture). Nine of ten are held to 1e-3 here.
+    check(&gradients, 0.9, 1e-3, 6e-3);
+
+    // One step of the config's optimizer, and the moving averages' own.
+    let before: Vec<Vec<f32>> = (0..variables.specs().len()).map(|i| variables.to_tensorflow(i).unwrap()).collect();
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/{MODEL}.config"));
+    let train_config = pipeline::load(&path).unwrap().train_config.unwrap();
+    let mut optimizer = Optimizer::from_config(&train_config, &mut variables).unwrap();
+    optimizer.step(&variables, 0).unwrap();
+    exec::apply_moving_updates(&variables, &pass.moving).unwrap();
+    let mut deltas = Vec::new();
+    for (i, spec) in variables.specs().iter().enumerate() {
+        let delta: Vec<f32> = variables.to_tensorflow(i).unwrap().iter().zip(&before[i]).map(|(a, b)| a - b).collect();
+        // A change is a difference of two float32 numbers: its own rounding is the floor.
+        let rounding = before[i].iter().map(|&b| (f64::from(b) * 6e-8).powi(2)).sum::<f64>().sqrt();
+        deltas.push(Compared::new(&golden, "delta", &spec.name, &delta, rounding));
+    }
+    assert_eq!(deltas.len(), variables.specs().len());
+    check(&deltas, 0.9, 1e-3, 6e-3);
+
+    // The same batch again, with the changed variables.
+    let pass = exec::train(model.graph(), &variables, &preprocessed).unwrap();
+    let record = model.loss(&model.gather(&pass.outputs).unwrap(), &groundtruth).unwrap();
+    close("localization loss after a step", record.localization.double_value(&[]), golden.scalar("after1step/loss/Loss/localization_loss"), 1e-3);
+    close(
+        "classification loss after a step",
+        record.classification.double_value(&[]),
+        golden.scalar("after1step/loss/Loss/classification_loss"),
+        1e-3,
+    );
+}
+
+/// How far one tensor is from its golden norm and samples.
+struct Compared {
+    name: String,
+    /// Of the norm, relative.
+    norm: f64,
+    /// The largest of the samples, relative to the tensor's largest magnitude.
+    sample: f64,
+}
+
+impl Compared {
+    fn new(golden: &Golden, kind: &str, name: &str, values: &[f32], floor: f64) -> Self {
+        let relative = |mine: f64, golden: f64, scale: f64| ((mine - golden).abs() - floor).max(0.0) / scale.max(1e-30);
+        let l2 = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        let expected = golden.scalar(&format!("{kind}/{name}/l2"));
+        let samples = golden.get(&format!("{kind}/{name}/s"));
+        let n = values.len();
+        let largest = values.iter().fold(0f64, |m, &v| m.max(f64::from(v).abs()));
+        let mut sample: f64 = 0.0;
+        for (k, s) in samples.iter().enumerate() {
+            // All of a small tensor, sixteen of a large one.
+            let at = if samples.len() == n { k } else { n * k / 16 + n / 32 };
+            sample = sample.max(relative(f64::from(values[at.min(n - 1)]), *s, largest));
+        }
+        Self { name: name.to_string(), norm: relative(l2, expected, expected), sample }
+    }
+}
+
+/// That `share` of the norms are within `most`, and all norms and samples within `all`.
+fn check(compared: &[Compared], share: f64, most: f64, all: f64) {
+    let close = compared.iter().filter(|c| c.norm <= most).count();
+    let mut worst: Vec<&Compared> = compared.iter().collect();
+    worst.sort_by(|a, b| b.norm.total_cmp(&a.norm));
+    let listed: Vec<String> = worst.iter().take(5).map(|c| format!("{}: {:.1e}", c.name, c.norm)).collect();
+    eprintln!("{close} of {} norms within {most}; largest: {}", compared.len(), listed.join(", "));
+    assert!(close as f64 >= share * compared.len() as f64, "{close} of {} norms within {most}: {listed:?}", compared.len());
+    for c in compared {
+        assert!(c.norm <= all, "{}: norm off by {:.1e}", c.name, c.norm);
+        assert!(c.sample <= 2.0 * all, "{}: a sample is off by {:.1e} of the largest", c.name, c.sample);
+    }
 }

@@ -1,0 +1,182 @@
+//! `odh train` as its user runs it, on the sample pictures with a very small model.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+fn odh() -> Command {
+    Command::new(assert_cmd::cargo::cargo_bin!("odh"))
+}
+
+/// A project folder with records of the sample pictures, their label map and the small config.
+fn project() -> TempDir {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(root.join("label_map.pbtxt"), folder.path().join("label_map.pbtxt")).unwrap();
+    fs::copy(root.join("tests/fixtures/tiny.config"), folder.path().join("tiny.config")).unwrap();
+    let made = odh().current_dir(folder.path()).args(["tfgen", "-i"]).arg(root.join("images")).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    folder
+}
+
+const START: &[&str] = &["train", "--pipeline_config", "tiny.config", "--fine_tune_checkpoint", "none", "--device", "cpu"];
+
+fn train(folder: &Path, more: &[&str]) -> Output {
+    odh().current_dir(folder).args(START).args(more).output().unwrap()
+}
+
+fn trained(folder: &Path, more: &[&str]) -> Output {
+    let output = train(folder, more);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn checkpoint(folder: &Path, step: u64) -> PathBuf {
+    folder.join(format!("train_dir/tiny/model.ckpt-{step}.data-00000-of-00001"))
+}
+
+/// Steps of the checkpoints that are there, ascending.
+fn steps(folder: &Path) -> Vec<u64> {
+    let mut steps: Vec<u64> = fs::read_dir(folder.join("train_dir/tiny"))
+        .unwrap()
+        .filter_map(|e| {
+            let name = e.unwrap().file_name().into_string().unwrap();
+            name.strip_prefix("model.ckpt-")?.strip_suffix(".index")?.parse().ok()
+        })
+        .collect();
+    steps.sort_unstable();
+    steps
+}
+
+#[test]
+fn a_resumed_run_ends_with_the_very_bytes_of_an_uninterrupted_one() {
+    let (whole, parts) = (project(), project());
+    trained(whole.path(), &["-s", "6", "-n", "3", "-e", "False", "--seed", "7"]);
+    trained(parts.path(), &["-s", "3", "-n", "3", "-e", "False", "--seed", "7"]);
+    // Another number of loader threads, and another seed on the command line: the run keeps its own.
+    trained(parts.path(), &["-s", "6", "-n", "3", "-e", "False", "--seed", "8", "--loader_threads", "3"]);
+    assert_eq!(fs::read(checkpoint(whole.path(), 6)).unwrap(), fs::read(checkpoint(parts.path(), 6)).unwrap());
+
+    let other = project();
+    trained(other.path(), &["-s", "6", "-n", "3", "-e", "False", "--seed", "8"]);
+    assert_ne!(fs::read(checkpoint(whole.path(), 6)).unwrap(), fs::read(checkpoint(other.path(), 6)).unwrap());
+}
+
+#[test]
+fn ctrl_c_saves_and_exits_with_130_and_the_run_goes_on() {
+    let folder = project();
+    let mut child =
+        odh().current_dir(folder.path()).args(START).args(["-s", "100000", "-e", "False"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("step 1/") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended before its first step");
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let rest: Vec<String> = stderr.lines().map_while(Result::ok).collect();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+    let step = *steps(folder.path()).last().expect("a checkpoint was saved");
+    let more = (step + 2).to_string();
+    trained(folder.path(), &["-s", &more, "-e", "False"]);
+    assert!(checkpoint(folder.path(), step + 2).exists());
+    let log = fs::read_to_string(folder.path().join("process.log")).unwrap();
+    assert!(log.contains(&format!("Resume [ checkpoint : train_dir/tiny/model.ckpt-{step}, step : {step} ]")), "{log}");
+}
+
+#[test]
+fn evaluations_checkpoints_export_and_the_log_are_where_the_old_tool_had_them() {
+    let folder = project();
+    let output = trained(folder.path(), &["-s", "7", "-n", "1"]);
+    // The last five, and the best if that is another.
+    let kept = steps(folder.path());
+    let best: serde_json::Value = serde_json::from_slice(&fs::read(folder.path().join("train_dir/tiny/best.json")).unwrap()).unwrap();
+    assert!(kept.ends_with(&[3, 4, 5, 6, 7]) && kept.len() <= 6, "{kept:?}");
+    assert!(kept.contains(&best["step"].as_u64().unwrap()), "{kept:?}, best {best}");
+    for file in [
+        "train_dir/tiny/pipeline.config",
+        "train_dir/tiny/label_map.pbtxt",
+        "train_dir/tiny/checkpoint",
+        "eval_dir/tiny/eval-7.json",
+        "export_dir/tiny/frozen_inference_graph.pb",
+        "export_dir/tiny/pipeline.config",
+        "export_dir/tiny/model.ckpt.index",
+    ] {
+        assert!(folder.path().join(file).is_file(), "{file} is missing");
+    }
+    for dir in ["train_dir/tiny", "eval_dir/tiny"] {
+        let events = fs::read_dir(folder.path().join(dir)).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains("tfevents"));
+        assert!(events, "no event file in {dir}");
+    }
+    assert!(String::from_utf8_lossy(&output.stdout).contains("mAP"));
+    let log = fs::read_to_string(folder.path().join("process.log")).unwrap();
+    for line in [
+        "> Program start [ model : tiny, num steps : 7 ]",
+        "> Transfer learning start",
+        "> Evaluate start",
+        "> Transfer learning Success [ Total learning time : 0 Hour ",
+        "> Export start",
+        "> Export Success",
+        "> Program end",
+        "seed : 0",
+        "images per second : ",
+        "mAP@0.5 : ",
+        "device : cpu",
+    ] {
+        assert!(log.contains(line), "process.log lacks `{line}`:\n{log}");
+    }
+    let first = log.lines().find(|l| l.contains("Program start")).unwrap();
+    assert!(first.starts_with("[INFO|train.rs:"), "{first}");
+
+    // Again with as many steps: nothing to train, and it says so; with --reset it starts anew.
+    let again = trained(folder.path(), &["-s", "7", "-e", "False"]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("--reset"));
+    trained(folder.path(), &["-s", "1", "-r", "-e", "False"]);
+    assert_eq!(steps(folder.path()), [1]);
+    assert!(!folder.path().join("eval_dir/tiny/eval-7.json").exists());
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_names_step_term_and_pictures() {
+    let folder = project();
+    let config = fs::read_to_string(folder.path().join("tiny.config")).unwrap();
+    fs::write(folder.path().join("tiny.config"), config.replace("learning_rate: 0.004", "learning_rate: 1e30")).unwrap();
+    let output = train(folder.path(), &["-s", "50", "-e", "False"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("step ") && text.contains("loss") && text.contains(".jpg"), "{text}");
+}
+
+#[test]
+fn pretrained_weights_that_do_not_fit_or_are_not_there_are_errors() {
+    let folder = project();
+    let run = |more: &[&str]| {
+        let output = odh().current_dir(folder.path()).args(["train", "-s", "1", "--device", "cpu"]).args(more).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{more:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let nowhere = format!("file://{}/zoo", folder.path().display());
+    let text = run(&["-m", "ssd_mobilenet_v1_coco", "--model_zoo_url", &nowhere]);
+    assert!(text.contains("ssd_mobilenet_v1_coco_2017_11_17") && text.contains("--fine_tune_checkpoint none"), "{text}");
+    let text = run(&["--pipeline_config", "tiny.config", "--fine_tune_checkpoint", "no/such/model.ckpt"]);
+    assert!(text.contains("no/such/model.ckpt"), "{text}");
+    assert!(!folder.path().join("train_dir/tiny/checkpoint").exists());
+}
+
+#[test]
+fn what_is_missing_without_a_terminal_is_an_error_that_names_the_flag() {
+    let folder = project();
+    for (args, flag) in [
+        (&["train", "-s", "1"][..], "--model"),
+        (&["train", "-m", "ssd_mobilenet_v1_coco"][..], "--num_steps"),
+        (&["train", "--pipeline_config", "tiny.config", "-s", "1"][..], "--fine_tune_checkpoint"),
+    ] {
+        let output = odh().current_dir(folder.path()).args(args).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(flag), "{args:?}: {text}");
+    }
+}
