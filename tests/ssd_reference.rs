@@ -176,9 +176,7 @@ fn one_training_step_equals_the_golden_tensors() {
         gradients.push(Compared::new(&golden, "grad", &spec.name, &flat, 1e-6 * global));
     }
     assert_eq!(gradients.len(), 129);
-    // Batch norms amplify roundings: TensorFlow's own runs with its oneDNN kernels and without differ by up to 1.3e-2 in a gradient's norm,
-    // and by over 1e-3 in a quarter of them (measured on the same network with one picture). Nine of ten are held to 1e-3 here.
-    check(&gradients, 0.9, 1e-3, 6e-3);
+    check(&gradients);
 
     // One step of the config's optimizer, and the moving averages' own.
     let before: Vec<Vec<f32>> = (0..variables.specs().len()).map(|i| variables.to_tensorflow(i).unwrap()).collect();
@@ -195,7 +193,7 @@ fn one_training_step_equals_the_golden_tensors() {
         deltas.push(Compared::new(&golden, "delta", &spec.name, &delta, rounding));
     }
     assert_eq!(deltas.len(), variables.specs().len());
-    check(&deltas, 0.9, 1e-3, 6e-3);
+    check(&deltas);
 
     // The same batch again, with the changed variables.
     let pass = exec::train(model.graph(), &variables, &preprocessed).unwrap();
@@ -236,8 +234,12 @@ impl Compared {
     }
 }
 
-/// That `share` of the norms are within `most`, and all norms and samples within `all`.
-fn check(compared: &[Compared], share: f64, most: f64, all: f64) {
+/// That nine of ten norms are within 1e-3, all within 6e-3, and every sample within 5e-2 of its tensor's largest magnitude.
+///
+/// Batch norms amplify roundings: TensorFlow's own runs of this network with its oneDNN kernels and without (one picture, two threads)
+/// differ by up to 1.3e-2 in a gradient's norm, by over 1e-3 in a quarter of them, and by up to 6.4e-2 in a sample.
+fn check(compared: &[Compared]) {
+    let (share, most, all, samples) = (0.9, 1e-3, 6e-3, 5e-2);
     let close = compared.iter().filter(|c| c.norm <= most).count();
     let mut worst: Vec<&Compared> = compared.iter().collect();
     worst.sort_by(|a, b| b.norm.total_cmp(&a.norm));
@@ -246,6 +248,6 @@ fn check(compared: &[Compared], share: f64, most: f64, all: f64) {
     assert!(close as f64 >= share * compared.len() as f64, "{close} of {} norms within {most}: {listed:?}", compared.len());
     for c in compared {
         assert!(c.norm <= all, "{}: norm off by {:.1e}", c.name, c.norm);
-        assert!(c.sample <= 2.0 * all, "{}: a sample is off by {:.1e} of the largest", c.name, c.sample);
+        assert!(c.sample <= samples, "{}: a sample is off by {:.1e} of the largest", c.name, c.sample);
     }
 }
