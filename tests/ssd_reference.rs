@@ -190,9 +190,14 @@ fn one_training_step_equals_the_golden_tensors() {
         let delta: Vec<f32> = variables.to_tensorflow(i).unwrap().iter().zip(&before[i]).map(|(a, b)| a - b).collect();
         // A change is a difference of two float32 numbers: its own rounding is the floor.
         let rounding = before[i].iter().map(|&b| (f64::from(b) * 6e-8).powi(2)).sum::<f64>().sqrt();
-        deltas.push(Compared::new(&golden, "delta", &spec.name, &delta, rounding));
+        if golden.has(&format!("delta/{}/l2", spec.name)) {
+            deltas.push(Compared::new(&golden, "delta", &spec.name, &delta, rounding));
+        } else {
+            // The goldens leave out what does not change.
+            assert!(delta.iter().all(|d| d.abs() < 1e-7), "{} changed", spec.name);
+        }
     }
-    assert_eq!(deltas.len(), variables.specs().len());
+    assert!(deltas.len() > 180, "{} changes compared", deltas.len());
     check(&deltas);
 
     // The same batch again, with the changed variables.
@@ -234,12 +239,12 @@ impl Compared {
     }
 }
 
-/// That nine of ten norms are within 1e-3, all within 6e-3, and every sample within 5e-2 of its tensor's largest magnitude.
+/// That nine of ten norms are within 1e-3, all within 6e-3, and every sample within 6.4e-2 of its tensor's largest magnitude.
 ///
 /// Batch norms amplify roundings: TensorFlow's own runs of this network with its oneDNN kernels and without (one picture, two threads)
 /// differ by up to 1.3e-2 in a gradient's norm, by over 1e-3 in a quarter of them, and by up to 6.4e-2 in a sample.
 fn check(compared: &[Compared]) {
-    let (share, most, all, samples) = (0.9, 1e-3, 6e-3, 5e-2);
+    let (share, most, all, samples) = (0.9, 1e-3, 6e-3, 6.4e-2);
     let close = compared.iter().filter(|c| c.norm <= most).count();
     let mut worst: Vec<&Compared> = compared.iter().collect();
     worst.sort_by(|a, b| b.norm.total_cmp(&a.norm));

@@ -128,7 +128,7 @@ fn evaluations_checkpoints_export_and_the_log_are_where_the_old_tool_had_them() 
     ] {
         assert!(log.contains(line), "process.log lacks `{line}`:\n{log}");
     }
-    let first = log.lines().find(|l| l.contains("Program start")).unwrap();
+    let first = log.lines().find(|l| l.contains("Program start [ model")).unwrap();
     assert!(first.starts_with("[INFO|train.rs:"), "{first}");
 
     // Again with as many steps: nothing to train, and it says so; with --reset it starts anew.

@@ -168,7 +168,7 @@ pub fn resume(prefix: &Path, variables: &mut Variables, optimizer: &mut Optimize
 /// If that file is damaged, or names a checkpoint that is not there.
 pub fn latest(folder: &Path) -> Result<Option<PathBuf>> {
     let Some(state) = checkpoint_state::read(folder)? else { return Ok(None) };
-    let prefix = folder.join(&state.latest);
+    let prefix = state.latest;
     ensure!(
         with_suffix(&prefix, ".index").is_file(),
         "{} names {}, which is not there; delete the line or the folder",

@@ -252,23 +252,20 @@ impl Run<'_> {
     /// The numbers of one step; a GPU waits here.
     fn read_losses(&self, losses: &Losses, regularization: &Tensor, batch: &Batch) -> Result<StepLine> {
         let mut terms = Vec::with_capacity(losses.terms.len());
-        let mut total = f64::try_from(regularization)?;
         for (name, term) in &losses.terms {
-            let value = f64::try_from(term)?;
-            if !value.is_finite() {
-                bail!(
-                    "step {}: {name} is {value}; pictures of the batch: {}. Lower the learning rate or look at these pictures' boxes; the \
-                     latest checkpoint in {} is from before",
-                    self.step + 1,
-                    batch.names.join(", "),
-                    self.options.train_dir.display()
-                );
-            }
-            terms.push((*name, value));
-            total += value;
+            terms.push((*name, f64::try_from(term)?));
         }
-        if !total.is_finite() {
-            bail!("step {}: the regularization loss is not finite: the weights have grown without bound; lower the learning rate", self.step + 1);
+        let regularization = f64::try_from(regularization)?;
+        let total = terms.iter().map(|(_, value)| value).sum::<f64>() + regularization;
+        let named = terms.iter().copied().chain([("Loss/regularization_loss", regularization)]);
+        if let Some((name, value)) = named.into_iter().find(|(_, value)| !value.is_finite()) {
+            bail!(
+                "step {}: {name} is {value}; pictures of the batch: {}. Lower the learning rate or look at these pictures' boxes; the latest \
+                 checkpoint in {} is from before",
+                self.step + 1,
+                batch.names.join(", "),
+                self.options.train_dir.display()
+            );
         }
         Ok(StepLine { total, terms, learning_rate: self.optimizer.learning_rate(self.step) })
     }

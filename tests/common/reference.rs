@@ -95,6 +95,10 @@ impl Golden {
     }
 
 
+    pub fn has(&self, key: &str) -> bool {
+        self.arrays.contains_key(key)
+    }
+
     pub fn get(&self, key: &str) -> &[f64] {
         &self.arrays.get(key).unwrap_or_else(|| panic!("no golden tensor {key}")).1
     }
