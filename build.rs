@@ -56,10 +56,7 @@ fn compile_shim(lib: &Path) -> Result<()> {
     let mut sets: Vec<(&str, &[&str])> = vec![("odh_baseline", &[])];
     if env::var("CARGO_CFG_TARGET_ARCH")? == "x86_64" {
         sets.push(("odh_avx2", &["-mavx2", "-mfma"]));
-        sets.push((
-            "odh_avx512",
-            &["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefer-vector-width=512"],
-        ));
+        sets.push(("odh_avx512", &["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mprefer-vector-width=512"]));
     }
     for (name, flags) in sets {
         // Optimized in a debug build too: these loops are the training step.

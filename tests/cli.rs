@@ -125,8 +125,7 @@ fn a_process_log_that_cannot_be_opened_is_warned_of_once() {
 #[test]
 fn a_reader_that_has_gone_is_no_error() {
     let folder = tempdir().unwrap();
-    let mut child =
-        odh_in(folder.path(), &["--help"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = odh_in(folder.path(), &["--help"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));

@@ -109,7 +109,8 @@ impl Work {
     /// Every file of the dataset folder with its bytes.
     fn snapshot(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let Ok(entries) = fs::read_dir(self.path("dataset")) else { return Vec::new() };
-        let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).map(|path| (path.clone(), fs::read(path).unwrap())).collect();
+        let mut files: Vec<_> =
+            entries.map(|entry| entry.unwrap().path()).map(|path| (path.clone(), fs::read(path).unwrap())).collect();
         files.sort();
         files
     }
@@ -131,7 +132,11 @@ fn a_folder_becomes_csv_records_label_map_and_a_summary_in_the_log() {
     assert!(map.contains("name: \"cat\"") && map.contains("id: 2"), "{map}");
     let table = String::from_utf8(output.stdout).unwrap();
     let log = work.read("process.log");
-    for row in ["ID  NAME            Train  Validate  Total", " 1  cat                 4         1      5", "total pictures      8         2     10"] {
+    for row in [
+        "ID  NAME            Train  Validate  Total",
+        " 1  cat                 4         1      5",
+        "total pictures      8         2     10",
+    ] {
         assert!(table.contains(row), "{table}");
         assert!(log.contains(row), "{log}");
     }
@@ -480,7 +485,9 @@ fn the_raccoon_sets_equal_pictures_are_all_named() {
     let (train, validate) = (set.join("train.csv"), set.join("validate.csv"));
     let said = work.good(&["-i", set.to_str().unwrap(), "-c", "-tc", train.to_str().unwrap(), "-vc", validate.to_str().unwrap()]);
     // The set's own split has one of these pairs on both sides.
-    assert!(said.lines().any(|line| line.contains("raccoon-65") && line.contains("raccoon-98") && line.contains("evaluation sees")));
+    assert!(
+        said.lines().any(|line| line.contains("raccoon-65") && line.contains("raccoon-98") && line.contains("evaluation sees"))
+    );
     assert_eq!((work.images("train").len(), work.images("validate").len()), (160, 40));
 }
 
@@ -501,11 +508,15 @@ fn turned_pictures_are_used_only_if_labelled_as_stored() {
     work.plain(4, |_| "cat");
     turned(&work.path("images/p000.jpg"), 6);
     turned(&work.path("images/p001.jpg"), 8);
-    let xml = work.read("images/p001.xml").replace("<width>40</width><height>30</height>", "<width>30</width><height>40</height>");
+    let xml =
+        work.read("images/p001.xml").replace("<width>40</width><height>30</height>", "<width>30</width><height>40</height>");
     work.write("images/p001.xml", xml);
     let said = work.good(&[]);
     assert!(!said.contains("p000"), "{said}");
-    assert!(said.lines().any(|line| line.contains("p001.xml") && line.contains("orientation 8") && line.contains("skipped")), "{said}");
+    assert!(
+        said.lines().any(|line| line.contains("p001.xml") && line.contains("orientation 8") && line.contains("skipped")),
+        "{said}"
+    );
     let names: BTreeSet<String> = work.all().into_iter().map(|image| image.filename).collect();
     assert!(names.contains("p000.jpg") && !names.contains("p001.jpg"));
 }

@@ -68,8 +68,13 @@ fn a_resumed_run_ends_with_the_very_bytes_of_an_uninterrupted_one() {
 #[test]
 fn ctrl_c_saves_and_exits_with_130_and_the_run_goes_on() {
     let folder = project();
-    let mut child =
-        odh().current_dir(folder.path()).args(START).args(["-s", "100000", "-e", "False"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = odh()
+        .current_dir(folder.path())
+        .args(START)
+        .args(["-s", "100000", "-e", "False"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.starts_with("step 1/") {
@@ -93,7 +98,8 @@ fn evaluations_checkpoints_export_and_the_log_are_where_the_old_tool_had_them() 
     let output = trained(folder.path(), &["-s", "7", "-n", "1"]);
     // The last five, and the best if that is another.
     let kept = steps(folder.path());
-    let best: serde_json::Value = serde_json::from_slice(&fs::read(folder.path().join("train_dir/tiny/best.json")).unwrap()).unwrap();
+    let best: serde_json::Value =
+        serde_json::from_slice(&fs::read(folder.path().join("train_dir/tiny/best.json")).unwrap()).unwrap();
     assert!(kept.ends_with(&[3, 4, 5, 6, 7]) && kept.len() <= 6, "{kept:?}");
     assert!(kept.contains(&best["step"].as_u64().unwrap()), "{kept:?}, best {best}");
     for file in [
@@ -108,7 +114,8 @@ fn evaluations_checkpoints_export_and_the_log_are_where_the_old_tool_had_them() 
         assert!(folder.path().join(file).is_file(), "{file} is missing");
     }
     for dir in ["train_dir/tiny", "eval_dir/tiny"] {
-        let events = fs::read_dir(folder.path().join(dir)).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains("tfevents"));
+        let events =
+            fs::read_dir(folder.path().join(dir)).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains("tfevents"));
         assert!(events, "no event file in {dir}");
     }
     assert!(String::from_utf8_lossy(&output.stdout).contains("mAP"));

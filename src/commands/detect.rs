@@ -9,9 +9,9 @@ use crate::config::weights::{self, WeightsOptions};
 use crate::config::zoo;
 use crate::data::draw::Annotation;
 use crate::data::inputs::{self, Input};
-use crate::engine::loaded::{self, ModelDetector};
-use crate::engine::device;
 use crate::engine::detect::{DetectOptions, DetectSummary, PictureDetector, detect_all};
+use crate::engine::device;
+use crate::engine::loaded::{self, ModelDetector};
 use crate::engine::model_files::{self, ModelSource, Search};
 use crate::{exit, interrupt, logging, outln};
 

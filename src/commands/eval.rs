@@ -76,7 +76,8 @@ pub fn run(args: Args) -> Result<()> {
             }
         };
     if args.best {
-        prefix = checkpoint::best(&folder).with_context(|| format!("{}: no evaluation has marked a best checkpoint yet", folder.display()))?;
+        prefix = checkpoint::best(&folder)
+            .with_context(|| format!("{}: no evaluation has marked a best checkpoint yet", folder.display()))?;
     }
     let device = device::choose(&args.device)?;
     let loaded = loaded::load(&config, &prefix, device)?;
@@ -85,7 +86,9 @@ pub fn run(args: Args) -> Result<()> {
     let options = EvalOptions {
         model_name: &name,
         label_map: &label_map,
-        records: args.validate_record.map_or_else(|| records(config.eval_input_reader.as_ref(), "./dataset/validate.record"), |r| vec![r]),
+        records: args
+            .validate_record
+            .map_or_else(|| records(config.eval_input_reader.as_ref(), "./dataset/validate.record"), |r| vec![r]),
         num_examples: None,
         num_visualizations: eval_config.num_visualizations() as usize,
         min_score: eval_config.min_score_threshold(),

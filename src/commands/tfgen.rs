@@ -193,11 +193,7 @@ pub fn run(args: Args) -> Result<()> {
         "{} found, and --strict was given: nothing was written",
         summary::plural(counts.problems, "problem")
     );
-    ensure!(
-        !pictures.is_empty(),
-        "`{}`: no labelled picture that can be used; nothing was written",
-        shown(&args.input_folder)
-    );
+    ensure!(!pictures.is_empty(), "`{}`: no labelled picture that can be used; nothing was written", shown(&args.input_folder));
 
     let plan = Plan { args: &args, csv: &csv, map: write_map.then_some(&map), complete, stop: &stop };
     let written = write_all(staged, &plan, &pictures, &sides)?;
@@ -375,7 +371,8 @@ fn label_map(args: &Args, labelled: &[Labelled]) -> Result<Classes> {
     if names.len() > 20 {
         list.push_str(&format!(" and {} more", names.len() - 20));
     }
-    let missing = format!("`{}`: there is no such label map; {} found: {list}", shown(file), summary::plural(names.len(), "class"));
+    let missing =
+        format!("`{}`: there is no such label map; {} found: {list}", shown(file), summary::plural(names.len(), "class"));
     if !prompt::possible() {
         bail!("{missing}. Write it by hand, or let --write_label_map write it");
     }
@@ -531,7 +528,8 @@ fn write_all(mut staged: Staged, plan: &Plan, pictures: &[Picture], sides: &[Sid
     }
     let records = args.records();
     for (i, side) in [Side::Train, Side::Validate].into_iter().enumerate() {
-        let of_side: Vec<&Picture> = pictures.iter().zip(sides).filter(|(_, s)| **s == side).map(|(picture, _)| picture).collect();
+        let of_side: Vec<&Picture> =
+            pictures.iter().zip(sides).filter(|(_, s)| **s == side).map(|(picture, _)| picture).collect();
         if !args.custom_csv {
             write::small(&mut staged, &plan.csv[i], |out| table::write(out, of_side.iter().copied()))?;
             written.push(shown(&plan.csv[i]));

@@ -141,9 +141,7 @@ impl LabelMap {
     /// The name or display name that is nearest to one that the map lacks; `None` only of an empty map.
     pub fn nearest(&self, name: &str) -> Option<&str> {
         // Letters' case, spaces and marks are what most often differs.
-        let folded = |text: &str| {
-            text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect::<String>()
-        };
+        let folded = |text: &str| text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect::<String>();
         let wanted = folded(name);
         let nearness = |other: &str| {
             let other = folded(other);
@@ -151,11 +149,13 @@ impl LabelMap {
         };
         let known = self.items.iter().flat_map(|item| std::iter::once(&item.name).chain(&item.display_name));
         // Of equals the first, so that the answer does not depend on the search.
-        known.map(|other| (nearness(other), other.as_str())).fold(None, |best: Option<(f64, &str)>, next| match best {
-            Some(best) if best.0 >= next.0 => Some(best),
-            _ => Some(next),
-        })
-        .map(|(_, name)| name)
+        known
+            .map(|other| (nearness(other), other.as_str()))
+            .fold(None, |best: Option<(f64, &str)>, next| match best {
+                Some(best) if best.0 >= next.0 => Some(best),
+                _ => Some(next),
+            })
+            .map(|(_, name)| name)
     }
 
     /// What is allowed and yet worth saying: ids that no class has.
@@ -209,7 +209,8 @@ mod tests {
 
     #[test]
     fn reads_both_quotes_any_order_comments_and_display_names() {
-        let text = "# mine\nitem { name: 'r2 d2' id: 2 }\nitem: <\n  display_name: \"Ra\\\"ccoon\"; id: 1,\n  name: \"너구리\"\n>";
+        let text =
+            "# mine\nitem { name: 'r2 d2' id: 2 }\nitem: <\n  display_name: \"Ra\\\"ccoon\"; id: 1,\n  name: \"너구리\"\n>";
         let map = LabelMap::parse(text, "map.pbtxt").unwrap();
         assert_eq!(
             map.items,
@@ -265,11 +266,8 @@ mod tests {
 
     #[test]
     fn an_ambiguous_display_name_names_no_class() {
-        let map = LabelMap::parse(
-            "item { id: 1 name: 'a' display_name: 'x' } item { id: 2 name: 'b' display_name: 'x' }",
-            "x",
-        )
-        .unwrap();
+        let map = LabelMap::parse("item { id: 1 name: 'a' display_name: 'x' } item { id: 2 name: 'b' display_name: 'x' }", "x")
+            .unwrap();
         assert_eq!(map.id_of("x"), None);
     }
 

@@ -313,4 +313,3 @@ fn prepare(records: &Records, order: &Order, options: &LoaderOptions, at: Positi
 pub fn records_exist(path: &std::path::Path) -> Result<()> {
     Records::open(&[path.to_path_buf()]).map(|_| ())
 }
-

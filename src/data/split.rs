@@ -40,7 +40,9 @@ pub struct Unit {
 /// If it is anything else.
 pub fn parse_rate(text: &str) -> Result<f64, String> {
     let wrong = || {
-        format!("`{text}` is no split rate: 1 to 9 are tenths of the pictures that train (5 is 50:50), below 1 a fraction such as 0.85")
+        format!(
+            "`{text}` is no split rate: 1 to 9 are tenths of the pictures that train (5 is 50:50), below 1 a fraction such as 0.85"
+        )
     };
     let rate: f64 = text.trim().parse().map_err(|_| wrong())?;
     if rate > 0.0 && rate < 1.0 {
@@ -259,7 +261,9 @@ mod tests {
 
     #[test]
     fn rates_are_tenths_or_fractions_and_all_else_is_an_error() {
-        for (text, rate) in [("8", 0.8), ("5", 0.5), ("1", 0.1), ("9", 0.9), ("0.85", 0.85), (" 8 ", 0.8), ("8.0", 0.8), (".5", 0.5)] {
+        for (text, rate) in
+            [("8", 0.8), ("5", 0.5), ("1", 0.1), ("9", 0.9), ("0.85", 0.85), (" 8 ", 0.8), ("8.0", 0.8), (".5", 0.5)]
+        {
             assert!((parse_rate(text).unwrap() - rate).abs() < 1e-12, "{text}");
         }
         for text in ["0", "10", "8.5", "1.5", "-1", "nan", "inf", "", "x", "80%", "0.0", "-0.5"] {
@@ -347,8 +351,7 @@ mod tests {
 
     #[test]
     fn ten_thousand_pictures_take_little_time() {
-        let units: Vec<Unit> =
-            (0..10_000).map(|i| Unit { pictures: 1, classes: vec![(i % 20, 1, 1 + i % 3)] }).collect();
+        let units: Vec<Unit> = (0..10_000).map(|i| Unit { pictures: 1, classes: vec![(i % 20, 1, 1 + i % 3)] }).collect();
         let start = std::time::Instant::now();
         let sides = split(&units, 0.8, 0);
         assert_eq!(sides.iter().filter(|side| **side == Side::Train).count(), 8000);

@@ -150,7 +150,10 @@ pub fn resume(prefix: &Path, variables: &mut Variables, optimizer: &mut Optimize
     let bundle = BundleReader::open(prefix)?;
     load_variables(&bundle, prefix, variables)?;
     optimizer.restore(variables, |name| bundle.read_f32(name)).with_context(|| {
-        format!("{}: the optimizer's state does not fit; was the config's optimizer changed? Start anew with --reset", prefix.display())
+        format!(
+            "{}: the optimizer's state does not fit; was the config's optimizer changed? Start anew with --reset",
+            prefix.display()
+        )
     })?;
     let step = step_of(&bundle)?.with_context(|| format!("{}: there is no {GLOBAL_STEP}", prefix.display()))?;
     let path = run_state_path(prefix);

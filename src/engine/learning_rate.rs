@@ -9,11 +9,26 @@ use crate::proto::object_detection::protos as pb;
 pub enum LearningRate {
     Constant(f64),
     /// `initial * factor ^ (step / decay_steps)`, the exponent rounded down where `staircase`.
-    Exponential { initial: f64, decay_steps: u64, factor: f64, staircase: bool },
+    Exponential {
+        initial: f64,
+        decay_steps: u64,
+        factor: f64,
+        staircase: bool,
+    },
     /// `rates[i]` from `boundaries[i - 1]` on; with `warmup` the first boundary is approached in a straight line.
-    ManualStep { boundaries: Vec<u64>, rates: Vec<f64>, warmup: bool },
+    ManualStep {
+        boundaries: Vec<u64>,
+        rates: Vec<f64>,
+        warmup: bool,
+    },
     /// Half a cosine from `base` to 0 after a straight warmup; 0 beyond `total`.
-    Cosine { base: f64, total: u64, warmup_rate: f64, warmup_steps: u64, hold_steps: u64 },
+    Cosine {
+        base: f64,
+        total: u64,
+        warmup_rate: f64,
+        warmup_steps: u64,
+        hold_steps: u64,
+    },
 }
 
 impl LearningRate {
@@ -47,7 +62,10 @@ impl LearningRate {
             }
             L::CosineDecayLearningRate(c) => {
                 let (total, warmup) = (c.total_steps(), c.warmup_steps());
-                ensure!(total > warmup, "{field}.cosine_decay_learning_rate: total_steps {total} must exceed warmup_steps {warmup}");
+                ensure!(
+                    total > warmup,
+                    "{field}.cosine_decay_learning_rate: total_steps {total} must exceed warmup_steps {warmup}"
+                );
                 ensure!(
                     c.learning_rate_base() >= c.warmup_learning_rate() || warmup == 0,
                     "{field}.cosine_decay_learning_rate: learning_rate_base must not be below warmup_learning_rate"

@@ -37,7 +37,15 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        Self { bar, num_steps, batch_size, recent: VecDeque::from([(now, Duration::ZERO)]), waiting: Duration::ZERO, printed: now, first: step }
+        Self {
+            bar,
+            num_steps,
+            batch_size,
+            recent: VecDeque::from([(now, Duration::ZERO)]),
+            waiting: Duration::ZERO,
+            printed: now,
+            first: step,
+        }
     }
 
     /// Time of the coming step that was spent waiting for data.

@@ -213,7 +213,8 @@ impl Run<'_> {
 
     fn loader(&self) -> Result<Loader> {
         let options = self.options;
-        let augmentations = options.config.data_augmentation_options.iter().map(Augmentation::from_config).collect::<Result<_>>()?;
+        let augmentations =
+            options.config.data_augmentation_options.iter().map(Augmentation::from_config).collect::<Result<_>>()?;
         let classes = eval::classes(self.model, options.label_map);
         let batch_size = options.config.batch_size() as usize;
         Loader::new(LoaderOptions {

@@ -194,9 +194,9 @@ fn tree(text: &str) -> Result<Element> {
             Event::Text(piece) => append(&mut open, &piece.xml10_content()),
             Event::CData(piece) => append(&mut open, &piece.xml10_content()),
             Event::GeneralRef(reference) => {
-                let character = reference.resolve_char_ref().with_context(|| {
-                    format!("line {}: `&{};` is no character; correct it", line(), reference.as_ref())
-                })?;
+                let character = reference
+                    .resolve_char_ref()
+                    .with_context(|| format!("line {}: `&{};` is no character; correct it", line(), reference.as_ref()))?;
                 match (character, resolve_predefined_entity(&reference)) {
                     (Some(character), _) => append(&mut open, character.encode_utf8(&mut [0; 4])),
                     (None, Some(text)) => append(&mut open, text),
@@ -313,7 +313,7 @@ mod tests {
         }
         assert!(error(&xml.as_bytes()[..xml.len() - 14]).contains("ends inside <annotation>"));
         let said = error(xml.split("</name>").next().unwrap().as_bytes());
-        assert!(said.contains("line 3") && said.contains("cut off") && said.contains("<name>") , "{said}");
+        assert!(said.contains("line 3") && said.contains("cut off") && said.contains("<name>"), "{said}");
     }
 
     #[test]

@@ -368,7 +368,8 @@ fn convolve(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>, window: &Window
     let size = x.size();
     let [top, left, bottom, right] = window.pads(size[2], size[3]);
     if depthwise {
-        let geometry = shim::ConvGeometry { stride: window.stride, padding: [top, left, bottom, right], dilation: window.dilation };
+        let geometry =
+            shim::ConvGeometry { stride: window.stride, padding: [top, left, bottom, right], dilation: window.dilation };
         let y = shim::depthwise_conv2d(x, weights, geometry)?;
         return Ok(match bias {
             Some(bias) => y + bias.f_view([1, -1, 1, 1])?,

@@ -94,7 +94,6 @@ impl Golden {
         Self { arrays }
     }
 
-
     pub fn has(&self, key: &str) -> bool {
         self.arrays.contains_key(key)
     }

@@ -250,10 +250,8 @@ fn check_size(labelled: &Labelled, looked: &Looked, findings: &mut Vec<Finding>)
         String::new()
     };
     if said_width.is_none() && said_height.is_none() {
-        findings.push(Finding::note(
-            &labelled.labels,
-            format!("no size is given; the picture's {width} x {height} is used{remark}"),
-        ));
+        findings
+            .push(Finding::note(&labelled.labels, format!("no size is given; the picture's {width} x {height} is used{remark}")));
     } else {
         findings.push(Finding::kept(
             &labelled.labels,
@@ -282,12 +280,7 @@ fn check_object(
     let Some(corners) = &object.corners else {
         return Err(skip("it has no <bndbox>; draw its box in labelImg".to_string()));
     };
-    let texts = [
-        ("ymin", &corners.ymin),
-        ("xmin", &corners.xmin),
-        ("ymax", &corners.ymax),
-        ("xmax", &corners.xmax),
-    ];
+    let texts = [("ymin", &corners.ymin), ("xmin", &corners.xmin), ("ymax", &corners.ymax), ("xmax", &corners.xmax)];
     let mut values = [0.0; 4];
     let mut odd = Vec::new();
     for (value, (name, text)) in values.iter_mut().zip(texts) {
@@ -429,11 +422,7 @@ pub fn drop_emptied(pictures: &mut Vec<Picture>) -> Vec<Finding> {
         if emptied {
             findings.push(Finding::picture_skipped(
                 &picture.labels,
-                format!(
-                    "none of its {} objects can be used, so `{}` is not used either",
-                    picture.skipped,
-                    shown(&picture.path)
-                ),
+                format!("none of its {} objects can be used, so `{}` is not used either", picture.skipped, shown(&picture.path)),
             ));
         }
         !emptied
@@ -560,9 +549,8 @@ mod tests {
     #[test]
     fn objects_without_class_or_box_are_named() {
         let mut notes = Vec::new();
-        let mut say = |object| {
-            check_object(Path::new("a.xml"), "object 3", &object, &looked(9, 9, 1), &mut notes).unwrap_err().to_string()
-        };
+        let mut say =
+            |object| check_object(Path::new("a.xml"), "object 3", &object, &looked(9, 9, 1), &mut notes).unwrap_err().to_string();
         assert!(say(object("", ["1", "1", "2", "2"])).contains("no class name"));
         assert!(say(object("  ", ["1", "1", "2", "2"])).contains("no class name"));
         assert!(say(voc::Object { name: Some("cat".into()), ..Default::default() }).contains("no <bndbox>"));

@@ -37,8 +37,7 @@ pub fn read(text: &str) -> Option<Number> {
 fn unwrapped(mut text: &str) -> &str {
     const PAIRS: [(char, char); 6] = [('[', ']'), ('(', ')'), ('{', '}'), ('<', '>'), ('"', '"'), ('\'', '\'')];
     loop {
-        let inner =
-            PAIRS.iter().find_map(|&(open, close)| text.strip_prefix(open).and_then(|rest| rest.strip_suffix(close)));
+        let inner = PAIRS.iter().find_map(|&(open, close)| text.strip_prefix(open).and_then(|rest| rest.strip_suffix(close)));
         match inner {
             Some(inner) => text = inner.trim(),
             None => return text,
@@ -98,8 +97,30 @@ mod tests {
     #[test]
     fn what_is_no_number_is_refused() {
         for text in [
-            "", " ", "nan", "NaN", "inf", "-inf", "infinity", "1e999", "12,5", "1,02", "1,0244", "12px", "0x10", "[12", "12]",
-            "a", ",", "1,,024", "1,024'000", "--1", "1.2.3", "[]", "'", "１，２",
+            "",
+            " ",
+            "nan",
+            "NaN",
+            "inf",
+            "-inf",
+            "infinity",
+            "1e999",
+            "12,5",
+            "1,02",
+            "1,0244",
+            "12px",
+            "0x10",
+            "[12",
+            "12]",
+            "a",
+            ",",
+            "1,,024",
+            "1,024'000",
+            "--1",
+            "1.2.3",
+            "[]",
+            "'",
+            "１，２",
         ] {
             assert_eq!(read(text), None, "{text:?}");
         }

@@ -298,9 +298,7 @@ fn hints(wanted: &Wanted, picture: &Path) -> isize {
 /// Only asked of pictures between which nothing else decides.
 pub fn same_bytes(a: &Path, b: &Path) -> bool {
     let length = |path: &Path| std::fs::metadata(path).map(|meta| meta.len()).ok();
-    length(a).is_some()
-        && length(a) == length(b)
-        && matches!((std::fs::read(a), std::fs::read(b)), (Ok(a), Ok(b)) if a == b)
+    length(a).is_some() && length(a) == length(b) && matches!((std::fs::read(a), std::fs::read(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 #[cfg(test)]
@@ -377,11 +375,7 @@ mod tests {
     #[test]
     fn the_same_name_in_two_folders_pairs_with_the_nearest() {
         let files = ["train/a.jpg", "test/a.jpg", "a.jpg"];
-        let wants = [
-            ("train/a.xml", Some("a.jpg"), None),
-            ("test/a.xml", Some("a.jpg"), None),
-            ("a.xml", Some("a.jpg"), None),
-        ];
+        let wants = [("train/a.xml", Some("a.jpg"), None), ("test/a.xml", Some("a.jpg"), None), ("a.xml", Some("a.jpg"), None)];
         let (pairs, said) = paired(&files, &wants);
         assert_eq!(pairs, files.map(|f| Some(f.to_string())));
         assert_eq!(said, "");

@@ -161,9 +161,9 @@ pub fn orientation(bytes: &[u8], format: Format) -> u8 {
         return 1;
     }
     let read = exif::Reader::new().read_from_container(&mut Cursor::new(bytes));
-    let field = read.ok().and_then(|exif| {
-        exif.get_field(exif::Tag::Orientation, exif::In::PRIMARY).and_then(|field| field.value.get_uint(0))
-    });
+    let field = read
+        .ok()
+        .and_then(|exif| exif.get_field(exif::Tag::Orientation, exif::In::PRIMARY).and_then(|field| field.value.get_uint(0)));
     field.filter(|value| (1..=8).contains(value)).map_or(1, |value| value as u8)
 }
 
@@ -232,9 +232,13 @@ mod tests {
     #[test]
     fn every_format_is_told_by_its_bytes_at_both_depths() {
         use ::image::ImageFormat as F;
-        for (codec, format) in
-            [(F::Jpeg, Format::Jpeg), (F::Png, Format::Png), (F::Gif, Format::Gif), (F::Bmp, Format::Bmp), (F::WebP, Format::WebP)]
-        {
+        for (codec, format) in [
+            (F::Jpeg, Format::Jpeg),
+            (F::Png, Format::Png),
+            (F::Gif, Format::Gif),
+            (F::Bmp, Format::Bmp),
+            (F::WebP, Format::WebP),
+        ] {
             for depth in [Depth::Decode, Depth::Structure] {
                 let looked = look(&in_format(codec), depth).unwrap();
                 assert_eq!((looked.format, looked.width, looked.height, looked.orientation), (format, 9, 5, 1));

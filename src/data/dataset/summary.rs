@@ -60,8 +60,15 @@ fn columns(text: &str) -> usize {
     text.chars()
         .map(|c| match c as u32 {
             0x0300..=0x036f => 0,
-            0x1100..=0x115f | 0x2e80..=0xa4cf | 0xac00..=0xd7a3 | 0xf900..=0xfaff | 0xfe30..=0xfe6f | 0xff00..=0xff60
-            | 0xffe0..=0xffe6 | 0x1f300..=0x1faff | 0x20000..=0x3fffd => 2,
+            0x1100..=0x115f
+            | 0x2e80..=0xa4cf
+            | 0xac00..=0xd7a3
+            | 0xf900..=0xfaff
+            | 0xfe30..=0xfe6f
+            | 0xff00..=0xff60
+            | 0xffe0..=0xffe6
+            | 0x1f300..=0x1faff
+            | 0x20000..=0x3fffd => 2,
             _ => 1,
         })
         .sum()
@@ -122,15 +129,7 @@ mod tests {
             labels: "a.xml".into(),
             path: "a.jpg".into(),
             name: "a.jpg".into(),
-            looked: Looked {
-                format: Format::Jpeg,
-                width: 1,
-                height: 1,
-                orientation: 1,
-                bytes: 1,
-                sha256: [0; 32],
-                crc32c: 0,
-            },
+            looked: Looked { format: Format::Jpeg, width: 1, height: 1, orientation: 1, bytes: 1, sha256: [0; 32], crc32c: 0 },
             objects: ids.iter().map(object).collect(),
             skipped: 0,
         }
@@ -158,8 +157,7 @@ mod tests {
         let map = LabelMap::from_names(["cat", "dog", "owl", "bee"]);
         let pictures = [picture(&[1, 2]), picture(&[1]), picture(&[2, 3]), picture(&[3])];
         let sides = [Side::Train, Side::Validate, Side::Train, Side::Train];
-        let said: Vec<String> =
-            one_sided(&pictures, &sides, &map, Path::new("images")).iter().map(ToString::to_string).collect();
+        let said: Vec<String> = one_sided(&pictures, &sides, &map, Path::new("images")).iter().map(ToString::to_string).collect();
         assert_eq!(said.len(), 3, "{said:?}");
         assert!(said[0].contains("`dog`") && said[0].contains("2 pictures"));
         assert!(said[1].contains("`owl`"));

@@ -62,8 +62,8 @@ fn rounded(low: f64, high: f64) -> (i64, i64) {
 /// If it cannot be read, is not UTF-8, lacks a column, or a row is short or long; the line is named.
 pub fn read(path: &Path) -> Result<Vec<Rows>> {
     let name = shown(path);
-    let bytes = std::fs::read(path)
-        .with_context(|| format!("`{name}`: cannot be read; --custom_csv takes the boxes from this file"))?;
+    let bytes =
+        std::fs::read(path).with_context(|| format!("`{name}`: cannot be read; --custom_csv takes the boxes from this file"))?;
     parse(&bytes, &name)
 }
 
@@ -190,22 +190,17 @@ mod tests {
             truncated: false,
             difficult: false,
         });
-        let looked = Looked {
-            format: Format::Jpeg,
-            width: 640,
-            height: 480,
-            orientation: 1,
-            bytes: 1,
-            sha256: [0; 32],
-            crc32c: 0,
-        };
+        let looked =
+            Looked { format: Format::Jpeg, width: 640, height: 480, orientation: 1, bytes: 1, sha256: [0; 32], crc32c: 0 };
         Picture { labels: "a.xml".into(), path: name.into(), name: name.into(), looked, objects: objects.collect(), skipped: 0 }
     }
 
     #[test]
     fn writes_the_old_columns_quoted_where_needed_and_reads_them_back() {
-        let pictures =
-            [picture("a, b.jpg", &[("Tie Fighter", [10.4, 20.5, 30.0, 40.0]), ("\"x\"", [1.2, 1.2, 1.4, 9.0])]), picture("c.jpg", &[])];
+        let pictures = [
+            picture("a, b.jpg", &[("Tie Fighter", [10.4, 20.5, 30.0, 40.0]), ("\"x\"", [1.2, 1.2, 1.4, 9.0])]),
+            picture("c.jpg", &[]),
+        ];
         let mut bytes = Vec::new();
         write(&mut bytes, &pictures).unwrap();
         let text = String::from_utf8(bytes.clone()).unwrap();

@@ -14,8 +14,7 @@ use crate::data::image;
 
 /// Extensions that promise a picture, also kinds that cannot be used: those are told so when they are labelled.
 const PICTURES: [&str; 17] = [
-    "jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "webp", "tif", "tiff", "heic", "heif", "avif", "jp2", "jxl",
-    "ico",
+    "jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "webp", "tif", "tiff", "heic", "heif", "avif", "jp2", "jxl", "ico",
 ];
 
 /// What lies below the input folder.
@@ -97,13 +96,13 @@ impl Tree {
     fn complain(&mut self, error: &walkdir::Error) {
         let path = error.path().unwrap_or(&self.root).to_path_buf();
         let finding = match (error.loop_ancestor(), error.io_error()) {
-            (Some(ancestor), _) => {
-                Finding::note(&path, format!("this link leads back to `{}`; passed over", shown(ancestor)))
-            }
+            (Some(ancestor), _) => Finding::note(&path, format!("this link leads back to `{}`; passed over", shown(ancestor))),
             (None, Some(io)) if io.kind() == std::io::ErrorKind::NotFound => {
                 Finding::passed_over(&path, "this link leads nowhere; mend or remove it")
             }
-            (None, Some(io)) => Finding::passed_over(&path, format!("cannot be read: {io}; give yourself the right to, or remove it")),
+            (None, Some(io)) => {
+                Finding::passed_over(&path, format!("cannot be read: {io}; give yourself the right to, or remove it"))
+            }
             (None, None) => Finding::passed_over(&path, format!("cannot be read: {error}")),
         };
         self.findings.push(finding);

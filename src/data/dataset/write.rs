@@ -55,8 +55,11 @@ impl Staged {
 
     fn make_folder(&mut self, folder: &Path) -> Result<()> {
         // Remembered so that a run that fails leaves no empty folders behind.
-        let missing: Vec<PathBuf> =
-            folder.ancestors().take_while(|above| !above.as_os_str().is_empty() && !above.exists()).map(Path::to_path_buf).collect();
+        let missing: Vec<PathBuf> = folder
+            .ancestors()
+            .take_while(|above| !above.as_os_str().is_empty() && !above.exists())
+            .map(Path::to_path_buf)
+            .collect();
         fs::create_dir_all(folder).with_context(|| format!("`{}`: the folder cannot be made", shown(folder)))?;
         self.folders.extend(missing);
         Ok(())

@@ -137,8 +137,16 @@ mod tests {
     fn one(rule: Rule, l2: f64, clip_norm: Option<f64>, slots: [f32; 2]) -> [f64; 3] {
         let (var, grad, s0, s1) = (scalar(2.), scalar(0.5), scalar(slots[0]), scalar(slots[1]));
         let second: &[&Tensor] = if matches!(rule, Rule::Momentum { .. }) { &[] } else { &[&s1] };
-        let update =
-            Update { vars: &[&var], grads: &[&grad], slots0: &[&s0], slots1: second, l2: &[l2], multipliers: &[1.], clip_norm, learning_rate: 0.1 };
+        let update = Update {
+            vars: &[&var],
+            grads: &[&grad],
+            slots0: &[&s0],
+            slots1: second,
+            l2: &[l2],
+            multipliers: &[1.],
+            clip_norm,
+            learning_rate: 0.1,
+        };
         optimizer_step(rule, &update).unwrap();
         [value(&var), value(&s0), value(&s1)]
     }
@@ -266,8 +274,16 @@ mod tests {
     fn mismatched_lists_are_refused() {
         let (a, b) = (scalar(1.), Tensor::ones([2], (Kind::Float, Device::Cpu)));
         let rule = Rule::Momentum { momentum: 0.9, nesterov: false };
-        let update =
-            Update { vars: &[&a], grads: &[&b], slots0: &[&a], slots1: &[], l2: &[0.], multipliers: &[1.], clip_norm: None, learning_rate: 0.1 };
+        let update = Update {
+            vars: &[&a],
+            grads: &[&b],
+            slots0: &[&a],
+            slots1: &[],
+            l2: &[0.],
+            multipliers: &[1.],
+            clip_norm: None,
+            learning_rate: 0.1,
+        };
         let message = format!("{:#}", optimizer_step(rule, &update).unwrap_err());
         assert!(message.contains("variable 0"), "{message}");
         assert!(optimizer_step(rule, &Update { l2: &[], ..update }).is_err());
