@@ -107,11 +107,14 @@ fn chain(error: &anyhow::Error) -> String {
     text
 }
 
+/// Letters, the long flag, and what may stand directly behind the letters.
+type OldShort = (&'static str, &'static str, fn(&str) -> bool);
+
 /// The old tool's flags of several letters after one dash, and the flag that each stands for.
 ///
 /// The third column says what may stand directly behind it (`-sr5`): where a value is not of this form, the letters mean
 /// the one-letter flag again (`-lvalues.txt` is `-l values.txt`).
-const OLD_SHORTS: &[(&str, &str, fn(&str) -> bool)] = &[
+const OLD_SHORTS: &[OldShort] = &[
     ("log_level", "log_level", is_level),
     ("lv", "log_level", is_level),
     ("sr", "split_rate", is_number),

@@ -49,6 +49,9 @@ impl Rule {
     }
 }
 
+/// A tensor of an optimizer's state: name, shape (none for a scalar), values in TensorFlow's layout.
+pub type State = (String, Vec<i64>, Vec<f32>);
+
 /// An optimizer with its state.
 #[derive(Debug)]
 pub struct Optimizer {
@@ -180,7 +183,7 @@ impl Optimizer {
     /// Slots and other state as a checkpoint holds them: `(name, shape, values)`; a scalar has no shape.
     ///
     /// * `step`: finished steps.
-    pub fn to_tensorflow(&self, variables: &Variables, step: u64) -> Result<Vec<(String, Vec<i64>, Vec<f32>)>> {
+    pub fn to_tensorflow(&self, variables: &Variables, step: u64) -> Result<Vec<State>> {
         let mut state = Vec::new();
         for (i, spec) in variables.specs().iter().enumerate() {
             for (slot, tensor) in self.rule.slots().iter().zip(&self.slots[i]) {

@@ -114,7 +114,7 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions) -> Result<Train
         events.session_start(step as i64 + 1)?;
     }
     let mut run = Run { model, options, variables, optimizer, step, state, events, eval_events: None, map: None };
-    run.to_the_end(latest)
+    run.finish(latest)
 }
 
 /// Takes over what fits of a checkpoint and says what did not.
@@ -157,7 +157,7 @@ fn start_from(prefix: &Path, model: &dyn DetectionModel, variables: &mut Variabl
 }
 
 impl Run<'_> {
-    fn to_the_end(&mut self, latest: Option<PathBuf>) -> Result<Trained> {
+    fn finish(&mut self, latest: Option<PathBuf>) -> Result<Trained> {
         let options = self.options;
         let first = self.step;
         let mut checkpoint = latest;

@@ -222,8 +222,8 @@ impl Ssd {
                 m.selected.iter().for_each(|&s| mask[i * a as usize + s] = 1.0);
             }
             let mask = Tensor::from_slice(&mask).f_view([n, a])?.f_to_device(device)?;
-            localization = localization * &mask;
-            classification = classification * &mask;
+            localization = localization.f_mul(&mask)?;
+            classification = classification.f_mul(&mask)?;
         }
         let matched: usize = targets.iter().map(Targets::num_matched).sum();
         let normalizer = if options.normalize_by_matches { (matched as f64).max(1.0) } else { 1.0 };

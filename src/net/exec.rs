@@ -147,7 +147,8 @@ impl Inference {
                             match &graph.nodes()[next].op {
                                 Op::BatchNorm(norm) => {
                                     let (scale, shift) = scale_and_shift(norm, &var)?;
-                                    w = w * scale.f_view([-1, 1, 1, 1])?;
+                                    // A new tensor: `w` still is the variable's own memory.
+                                    w = w.f_mul(&scale.f_view([-1, 1, 1, 1])?)?;
                                     bias = Some(shift);
                                 }
                                 Op::BiasAdd { biases } => bias = Some(var(*biases).f_detach()?),

@@ -91,6 +91,9 @@ pub trait Take: Sync {
     fn take(&self, index: usize, picture: Option<&Picture>, bytes: &mut Vec<u8>) -> Result<()>;
 }
 
+/// A label file's number, its picture where it can be used, and what was found.
+type Numbered = (usize, Option<Picture>, Vec<Finding>);
+
 /// Checks all pictures on all cores; the result keeps the order. Memory holds one picture a core at a time.
 ///
 /// # Errors
@@ -98,7 +101,7 @@ pub trait Take: Sync {
 pub fn check_all(labelled: &[Labelled], pass: &Pass) -> Result<(Vec<Picture>, Vec<Finding>)> {
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
-    let work = || -> Result<Vec<(usize, Option<Picture>, Vec<Finding>)>> {
+    let work = || -> Result<Vec<Numbered>> {
         let mut checked = Vec::new();
         let mut buffer = Vec::new();
         while !pass.stop.load(Ordering::Relaxed) && !failed.load(Ordering::Relaxed) {
@@ -291,7 +294,8 @@ fn check_object(
             return Err(skip(format!("{name} `{}` is not a number; correct it or draw the box again", printable(text))));
         };
         // A negative whole number is written as it should be, wherever it lies.
-        if !number.plain && !(number.value.fract() == 0.0 && number.value.to_string() == *text) {
+        let whole = number.value.fract() == 0.0 && number.value.to_string() == *text;
+        if !(number.plain || whole) {
             odd.push(match number.value.to_string() == *text {
                 true => format!("{name} {text}"),
                 false => format!("{name} `{}` as {}", printable(text), number.value),
