@@ -32,6 +32,7 @@ use tch::{Device, Tensor};
 const CLASSES: i32 = 5;
 
 fn main() -> Result<()> {
+    shim::restart_with_short_waits()?;
     let args: Vec<String> = std::env::args().skip(1).collect();
     let usage = "usage: step_bench REFERENCE_FOLDER MODEL BATCH [RUNS] [THREADS]";
     let [folder, model_name, batch, rest @ ..] = args.as_slice() else { anyhow::bail!(usage) };

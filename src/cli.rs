@@ -10,6 +10,7 @@ use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches, Parser, Subc
 
 use crate::commands::{detect, eval, export, tfgen, train};
 use crate::logging::{self, Level};
+use crate::net::shim;
 use crate::{exit, flags};
 
 const EXAMPLE: &str = "\
@@ -74,7 +75,15 @@ pub fn main(typed: Vec<OsString>) -> ExitCode {
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
     };
+    // Long work on libtorch, beside threads that load pictures.
+    let restarted = match cli.command {
+        Commands::Train(_) | Commands::Eval(_) => shim::restart_with_short_waits(),
+        _ => Ok(()),
+    };
     logging::init(Path::new("."), cli.log_level);
+    if let Err(e) = restarted {
+        tracing::warn!("compute threads wait by OpenMP's defaults, which slow the loading of pictures: {e}");
+    }
     tracing::debug!("{line}");
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -23,7 +23,6 @@ unsafe extern "C" {
     fn odh_load_cuda() -> c_int;
     fn odh_libtorch_version(out: *mut c_char, size: usize) -> c_int;
     fn odh_keep_memory() -> c_int;
-    fn odh_sleep_when_waiting() -> c_int;
     fn odh_channels_last(x: *const C_tensor, out: *mut *mut C_tensor) -> c_int;
     fn odh_is_channels_last(x: *const C_tensor, out: *mut c_int) -> c_int;
     fn odh_cuda_memory_peak(device: c_int, reset: c_int, out: *mut i64) -> c_int;
@@ -69,17 +68,38 @@ pub fn init() -> Result<&'static CudaLibrary> {
     Ok(cuda)
 }
 
-/// Readies the process for a long run of steps on the CPU, once: memory that a step frees stays with the process for the next one, and
-/// compute threads that wait sleep instead of spinning on the processors that load data.
-///
-/// Only the C library's and OpenMP's defaults change: `OMP_WAIT_POLICY` or `GOMP_SPINCOUNT` in the environment still decide how threads
-/// wait.
+/// Readies the process for a long run of steps on the CPU: memory that a step frees stays with the process for the next one.
 pub fn tune_process() -> Result<()> {
-    static TUNED: OnceLock<()> = OnceLock::new();
-    if TUNED.set(()).is_ok() {
-        check(unsafe { odh_keep_memory() }).context("setting up the allocator")?;
-        check(unsafe { odh_sleep_when_waiting() }).context("setting up the compute threads")?;
+    check(unsafe { odh_keep_memory() }).context("setting up the allocator")
+}
+
+/// How often OpenMP's waiting threads look for work before they sleep: about half a millisecond. More takes ever more from other threads;
+/// below 5000, two threads begin to share a processor.
+const SPINS: &str = "10000";
+
+/// Starts the program again, in its own place and with its own arguments, so that compute threads wait for about half a millisecond before
+/// they sleep. Nothing happens where the environment already says how they wait. To be called before anything else is done; returns only
+/// if nothing is to be done, or with why it could not be: then all works, more slowly.
+///
+/// libgomp's threads spin for many milliseconds between parallel loops, which takes the processors from the threads that load pictures
+/// (a step beside busy threads: three times as long). Threads that sleep at once are no better: Linux wakes them on the processor of
+/// whoever wakes them, and two threads compute on one processor (twice as long on an idle machine). The wait in between is an environment
+/// variable, which libgomp reads when it is loaded, before `main`.
+pub fn restart_with_short_waits() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::process::CommandExt;
+        if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().any(|name| std::env::var_os(name).is_some()) {
+            return Ok(());
+        }
+        let mut args = std::env::args_os();
+        let mut again = std::process::Command::new(std::env::current_exe()?);
+        if let Some(name) = args.next() {
+            again.arg0(name);
+        }
+        Err(again.args(args).env("GOMP_SPINCOUNT", SPINS).exec())
     }
+    #[cfg(not(unix))]
     Ok(())
 }
 

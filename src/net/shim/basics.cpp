@@ -9,10 +9,6 @@
 #include <limits.h>
 #include <malloc.h>
 #include <stdint.h>
-#include <stdlib.h>
-#include <unistd.h>
-
-#include <thread>
 
 #include "common.h"
 
@@ -90,23 +86,6 @@ int odh_keep_memory() {
     mallopt(M_TRIM_THRESHOLD, INT_MAX);
     mallopt(M_TOP_PAD, 64 << 20);
 #endif
-  });
-}
-
-// Makes libgomp's waiting threads sleep instead of spin.
-//
-// Between two parallel loops libgomp's threads spin for milliseconds, which takes the processor from the threads that load data. It reads
-// OMP_WAIT_POLICY before main runs, so it is too late to set that here; but it also stops spinning, after 100 turns, once it manages more
-// threads than there are processors. A second team of two, which then sleeps for good, is enough to pass that mark.
-int odh_sleep_when_waiting() {
-  return guarded([] {
-    using GompParallel = void (*)(void (*)(void *), void *, unsigned, unsigned);
-    const auto gomp = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    if (!gomp || getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
-    std::thread([gomp] {
-      gomp([](void *) {}, nullptr, 2, 0);
-      for (;;) pause();
-    }).detach();
   });
 }
 
