@@ -214,6 +214,7 @@ impl Search {
             self.try_flip(unit);
         }
         // Each round costs, and the gain fades; thirty are far more than are ever needed.
+        let mut cost = self.cost();
         for _ in 0..30 {
             order.shuffle(rng);
             let mut better = false;
@@ -232,7 +233,9 @@ impl Search {
                     better |= self.try_trade(a, b);
                 }
             }
-            if !better {
+            let before = std::mem::replace(&mut cost, self.cost());
+            // In a large set, the last hundredth of a picture is not worth another round.
+            if !better || (count > SMALL && before - cost < 0.01) {
                 break;
             }
         }

@@ -490,7 +490,7 @@ mod tests {
     use super::*;
 
     fn looked(width: u32, height: u32, orientation: u8) -> Looked {
-        Looked { format: Format::Jpeg, width, height, orientation, bytes: 1, sha256: [0; 32], crc32c: 0 }
+        Looked { format: Format::Jpeg, width, height, orientation, bytes: 1, sha256: [0; 32] }
     }
 
     fn object(class: &str, [xmin, ymin, xmax, ymax]: [&str; 4]) -> voc::Object {

@@ -7,6 +7,8 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 use crate::data::dataset::finding::{Finding, printable, shown};
 use crate::data::dataset::walk::{Tree, composed, file_name, last_part, stem};
 use crate::formats::voc::Annotation;
@@ -66,7 +68,8 @@ struct Fit {
     distance: isize,
     /// 0 if the name is the very one, 1 with another extension, 2 with other letters' case.
     name: u8,
-    /// Folders that the end of `<path>` and the picture's path share, and whether `<folder>` names its folder, as negatives.
+    /// Folders that the end of `<path>` and the picture's path share, and whether `<folder>` names its folder, as negatives;
+    /// only asked where several pictures come into question.
     hints: isize,
 }
 
@@ -80,7 +83,7 @@ struct Candidate {
 
 /// The index in `tree.pictures` for each label file, or `None`, with what there is to say.
 pub fn pair(tree: &Tree, wanted: &[Wanted]) -> (Vec<Option<usize>>, Vec<Finding>) {
-    let choices: Vec<Vec<Candidate>> = wanted.iter().map(|wanted| of_xml(tree, wanted)).collect();
+    let choices: Vec<Vec<Candidate>> = wanted.par_iter().map(|wanted| of_xml(tree, wanted)).collect();
     let mut next = vec![0; wanted.len()];
     // Who has each picture for now.
     let mut holder: HashMap<usize, usize> = HashMap::new();
@@ -246,6 +249,11 @@ fn candidates(tree: &Tree, wanted: &Wanted, ways: &[(Way, &str)]) -> Vec<Candida
                 step.push(Candidate { picture, fit, rivals: Vec::new() });
             }
         }
+        if step.len() > 1 {
+            for candidate in &mut step {
+                candidate.fit.hints = -hints(wanted, &tree.pictures[candidate.picture]);
+            }
+        }
         step.sort_by(|a, b| a.fit.cmp(&b.fit).then(a.picture.cmp(&b.picture)));
         for i in 0..step.len() {
             let rivals = step.iter().enumerate().filter(|(j, other)| *j != i && other.fit == step[i].fit);
@@ -268,13 +276,16 @@ fn fit(tree: &Tree, wanted: &Wanted, way: Way, name: &str, picture: usize) -> Fi
     } else {
         2
     };
-    Fit { way, distance: distance(&wanted.labels, path), name, hints: -hints(wanted, path) }
+    Fit { way, distance: distance(&wanted.labels, path), name, hints: 0 }
 }
 
 /// Folders between two files: those to go up and down, less those that the ends of the two paths share.
 ///
 /// So `annotations/train/a.xml` is nearer to `images/train/a.jpg` than to `images/test/a.jpg`.
 fn distance(a: &Path, b: &Path) -> isize {
+    if a.parent() == b.parent() {
+        return 0;
+    }
     let folders = |path: &Path| -> Vec<String> {
         let folder = path.parent().unwrap_or(Path::new(""));
         folder.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect()

@@ -37,10 +37,8 @@ pub struct Looked {
     pub orientation: u8,
     /// Of the file.
     pub bytes: u64,
-    /// Of the file.
+    /// Of the file; also tells whether it changed before it was written.
     pub sha256: [u8; 32],
-    /// Of the file; tells whether it changed before it was written.
-    pub crc32c: u32,
 }
 
 /// Reads a whole file into `buffer`, which is kept from file to file.
@@ -86,7 +84,6 @@ pub fn look(bytes: &[u8], depth: Depth) -> Result<Looked> {
         orientation: orientation(bytes, format),
         bytes: bytes.len() as u64,
         sha256: sha256(bytes),
-        crc32c: crc32c::crc32c(bytes),
     })
 }
 
@@ -152,19 +149,38 @@ fn check_kind(bytes: &[u8]) -> Result<()> {
 
 /// EXIF's orientation; 1 if there is none or it makes no sense.
 pub fn orientation(bytes: &[u8], format: Format) -> u8 {
-    if !matches!(format, Format::Jpeg | Format::Png | Format::WebP) {
-        return 1;
-    }
-    // The container is walked for nothing in most pictures; the marker's text is quicker to miss.
-    let head = &bytes[..bytes.len().min(1 << 17)];
-    if format == Format::Jpeg && memchr::memmem::find(head, b"Exif\0").is_none() {
-        return 1;
-    }
-    let read = exif::Reader::new().read_from_container(&mut Cursor::new(bytes));
+    let read = match format {
+        Format::Jpeg => match exif_segment(bytes) {
+            Some(segment) => exif::Reader::new().read_raw(segment.to_vec()),
+            None => return 1,
+        },
+        Format::Png | Format::WebP => exif::Reader::new().read_from_container(&mut Cursor::new(bytes)),
+        Format::Gif | Format::Bmp => return 1,
+    };
     let field = read
         .ok()
         .and_then(|exif| exif.get_field(exif::Tag::Orientation, exif::In::PRIMARY).and_then(|field| field.value.get_uint(0)));
     field.filter(|value| (1..=8).contains(value)).map_or(1, |value| value as u8)
+}
+
+/// The TIFF structure in a JPEG's APP1 segment, which stands before the first scan.
+fn exif_segment(bytes: &[u8]) -> Option<&[u8]> {
+    const APP1: u8 = 0xe1;
+    const SCAN: u8 = 0xda;
+    let mut at = 2;
+    loop {
+        // Any number of fill bytes may stand before a marker's own.
+        while bytes.get(at..at + 2)? == [0xff, 0xff] {
+            at += 1;
+        }
+        let &[0xff, marker, high, low] = bytes.get(at..at + 4)? else { return None };
+        let body = bytes.get(at + 4..at + 2 + usize::from(u16::from_be_bytes([high, low])))?;
+        match marker {
+            APP1 if body.starts_with(b"Exif\0") => return body.get(6..),
+            SCAN => return None,
+            _ => at += 4 + body.len(),
+        }
+    }
 }
 
 /// What bytes that are no usable picture seem to be, and what to do.

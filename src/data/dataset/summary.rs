@@ -129,7 +129,7 @@ mod tests {
             labels: "a.xml".into(),
             path: "a.jpg".into(),
             name: "a.jpg".into(),
-            looked: Looked { format: Format::Jpeg, width: 1, height: 1, orientation: 1, bytes: 1, sha256: [0; 32], crc32c: 0 },
+            looked: Looked { format: Format::Jpeg, width: 1, height: 1, orientation: 1, bytes: 1, sha256: [0; 32] },
             objects: ids.iter().map(object).collect(),
             skipped: 0,
         }

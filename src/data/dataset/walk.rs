@@ -45,32 +45,17 @@ impl Tree {
         }
         std::fs::read_dir(root).with_context(|| format!("`{}`: cannot be read", shown(root)))?;
         let mut tree = Self { root: root.to_path_buf(), ..Self::default() };
-        let mut links = false;
-        let visible = |name: &std::ffi::OsStr| !name.as_encoded_bytes().starts_with(b".");
-        let entries = WalkDir::new(root)
-            .follow_links(true)
-            .sort_by_file_name()
-            .into_iter()
-            .filter_entry(|entry| entry.depth() == 0 || visible(entry.file_name()));
-        for entry in entries {
-            match entry {
-                Ok(entry) => {
-                    links |= entry.depth() > 0 && entry.path_is_symlink();
-                    if entry.file_type().is_file() {
-                        tree.take(entry.into_path());
-                    }
-                }
-                Err(error) => tree.complain(&error),
-            }
-        }
-        if links {
+        // Following links costs a call for every file, so they are only followed where there are any.
+        if !tree.collect(false) {
+            tree = Self { root: root.to_path_buf(), ..Self::default() };
+            tree.collect(true);
             tree.drop_repeats();
         }
         tree.labels.sort();
         tree.pictures.sort();
         for (i, picture) in tree.pictures.iter().enumerate() {
             let name = fold(&file_name(picture));
-            let stem = fold(&stem(&file_name(picture)));
+            let stem = stem(&name);
             if stem != name {
                 tree.by_name.entry(stem).or_default().push(i);
             }
@@ -82,6 +67,25 @@ impl Tree {
     /// Pictures whose name, or name without its extension, is `name`, letters' case and Unicode form aside.
     pub fn named(&self, name: &str) -> &[usize] {
         self.by_name.get(&fold(name)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Takes every file. False if a link was met that was not to be followed.
+    fn collect(&mut self, follow: bool) -> bool {
+        let visible = |name: &std::ffi::OsStr| !name.as_encoded_bytes().starts_with(b".");
+        let entries = WalkDir::new(&self.root)
+            .follow_links(follow)
+            .sort_by_file_name()
+            .into_iter()
+            .filter_entry(|entry| entry.depth() == 0 || visible(entry.file_name()));
+        for entry in entries {
+            match entry {
+                Ok(entry) if !follow && entry.depth() > 0 && entry.path_is_symlink() => return false,
+                Ok(entry) if entry.file_type().is_file() => self.take(entry.into_path()),
+                Ok(_) => {}
+                Err(error) => self.complain(&error),
+            }
+        }
+        true
     }
 
     fn take(&mut self, path: PathBuf) {
@@ -150,7 +154,7 @@ pub fn composed(name: &str) -> String {
 
 /// A name in one Unicode form and one case.
 fn fold(name: &str) -> String {
-    composed(name).to_lowercase()
+    if name.is_ascii() { name.to_ascii_lowercase() } else { composed(name).to_lowercase() }
 }
 
 /// Files without a picture's extension may be pictures: their first bytes say.

@@ -24,6 +24,9 @@ use crate::formats::tfrecord::{self, shard_path};
 /// Bytes of pictures that are read ahead of the writer, so that memory does not grow with the dataset.
 const AHEAD: u64 = 32 << 20;
 
+/// Pictures whose memory is kept for the next ones.
+const KEPT: usize = 8;
+
 /// Files under temporary names, removed again unless [`Staged::commit`] is reached.
 #[derive(Debug, Default)]
 pub struct Staged {
@@ -45,7 +48,7 @@ impl Staged {
         );
         let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         self.make_folder(folder)?;
-        remove_leftovers(folder, target);
+        remove_leftovers(folder);
         let name = temporary_name(target, std::process::id());
         let temporary = folder.join(name);
         let file = File::create(&temporary).with_context(|| format!("`{}`: cannot be written", shown(target)))?;
@@ -101,21 +104,20 @@ impl Drop for Staged {
     }
 }
 
+/// What our temporary files end in.
+const TEMPORARY: &str = ".odh-tmp";
+
 fn temporary_name(target: &Path, process: u32) -> String {
     let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    format!(".{name}.{process}.tmp")
+    format!(".{name}.{process}{TEMPORARY}")
 }
 
-/// Removes temporary files of `target` that a killed run left behind.
-fn remove_leftovers(folder: &Path, target: &Path) {
-    let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+/// Removes temporary files that a killed run left behind, whatever they were to become.
+fn remove_leftovers(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let file = entry.file_name().to_string_lossy().into_owned();
-        let process = file
-            .strip_prefix(&format!(".{name}."))
-            .and_then(|rest| rest.strip_suffix(".tmp"))
-            .and_then(|process| process.parse::<u32>().ok());
+        let process = file.strip_suffix(TEMPORARY).and_then(|rest| rest.rsplit('.').next()).and_then(|p| p.parse::<u32>().ok());
         if let Some(process) = process
             && process != std::process::id()
             && !Path::new(&format!("/proc/{process}")).exists()
@@ -192,7 +194,7 @@ fn record(picture: &Picture) -> Result<Record> {
     let mut bytes = Vec::new();
     let changed = || format!("`{}`: the picture was changed while it was read; run tfgen again", shown(&picture.path));
     picture::read(&picture.path, &mut bytes).with_context(changed)?;
-    if crc32c::crc32c(&bytes) != picture.looked.crc32c {
+    if picture::sha256(&bytes) != picture.looked.sha256 {
         bail!(changed());
     }
     Record::new(picture, &mut bytes)
@@ -238,7 +240,8 @@ impl Shards {
     fn create(staged: &mut Staged, paths: Vec<PathBuf>) -> Result<Self> {
         let mut writers = Vec::with_capacity(paths.len());
         for path in &paths {
-            writers.push(tfrecord::Writer::new(BufWriter::with_capacity(1 << 18, staged.create(path)?)));
+            // Small, so that a picture goes straight to the file and only what stands around it is gathered.
+            writers.push(tfrecord::Writer::new(BufWriter::with_capacity(1 << 13, staged.create(path)?)));
         }
         Ok(Self { paths, writers, written: 0 })
     }
@@ -286,6 +289,8 @@ struct AheadState {
     waiting: BTreeMap<usize, Record>,
     /// What they hold in bytes.
     held: usize,
+    /// Memory of pictures that are written, for the next ones.
+    free: Vec<Vec<u8>>,
 }
 
 impl<'a> Ahead<'a> {
@@ -302,7 +307,7 @@ impl<'a> Ahead<'a> {
     ) -> Result<Self> {
         let [train, validate] = paths;
         let shards = [Shards::create(staged, train)?, Shards::create(staged, validate)?];
-        let state = AheadState { shards: Some(shards), turn: 0, waiting: BTreeMap::new(), held: 0 };
+        let state = AheadState { shards: Some(shards), turn: 0, waiting: BTreeMap::new(), held: 0, free: Vec::new() };
         Ok(Self { labelled, sides, map, max_id, state: Mutex::new(state), moved: Condvar::new() })
     }
 
@@ -370,22 +375,24 @@ impl Take for Ahead<'_> {
         }
         state.held += record.len();
         state.waiting.insert(index, record);
-        while let AheadState { shards: Some(shards), turn, waiting, held } = &mut *state
+        while let AheadState { shards: Some(shards), turn, waiting, held, free } = &mut *state
             && let Some(record) = waiting.remove(turn)
         {
             let side = self.sides[*turn];
             *held -= record.len();
             *turn += 1;
             let written = shards[usize::from(side == Side::Validate)].write(&record);
-            // The next picture is read into the same memory.
-            if bytes.capacity() == 0 {
-                *bytes = record.encoded;
+            if free.len() < KEPT {
+                free.push(record.encoded);
             }
             if let Err(error) = written {
                 self.give_up(&mut state);
                 return Err(error);
             }
             self.moved.notify_all();
+        }
+        if bytes.capacity() == 0 {
+            *bytes = state.free.pop().unwrap_or_default();
         }
         Ok(())
     }
@@ -464,7 +471,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("a.csv");
         // No process has a number this large.
-        let dead = folder.path().join(temporary_name(&target, u32::MAX));
+        let dead = folder.path().join(temporary_name(Path::new("b.record-00001-of-00002"), u32::MAX));
         let alive = folder.path().join(temporary_name(&target, 1));
         fs::write(&dead, "").unwrap();
         fs::write(&alive, "").unwrap();
