@@ -1,6 +1,7 @@
 //! `odh tfgen`: labelled pictures become a dataset.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
 use crate::config::label_map::LabelMap;
+use crate::data::dataset::ahead::{Ahead, Hoped};
 use crate::data::dataset::check::{self, Labelled, Pass, Picture};
 use crate::data::dataset::finding::{Finding, Level, Outcome, shown};
 use crate::data::dataset::pairing::{self, Wanted};
@@ -131,11 +133,13 @@ pub fn run(args: Args) -> Result<()> {
         args.validate_csv_output.clone().unwrap_or_else(|| args.output_folder.join("validate.csv")),
     ];
     let mut findings = tree.findings.clone();
+    // Pictures that some label file means.
+    let mut seen = vec![false; tree.pictures.len()];
     let (labelled, given) = match args.custom_csv {
-        true => from_csv(&tree, &csv, &mut findings)?,
-        false => (from_xml(&tree, &mut findings)?, None),
+        true => from_csv(&tree, &csv, &mut seen, &mut findings)?,
+        false => (from_xml(&tree, &mut seen, &mut findings)?, None),
     };
-    let without_labels = unused(&tree, &labelled, args.custom_csv);
+    let without_labels = seen.iter().filter(|seen| !**seen).count();
     let classes = label_map(&args, &labelled)?;
 
     let mut staged = Staged::default();
@@ -144,7 +148,7 @@ pub fn run(args: Args) -> Result<()> {
     let ahead = match &hoped {
         Some(hoped) => {
             let paths = args.records().map(|(_, paths)| paths);
-            Some(write::Ahead::new(&mut staged, paths, &labelled, &hoped.sides, (&hoped.map, args.max_num_classes))?)
+            Some(Ahead::new(&mut staged, paths, &labelled, hoped)?)
         }
         None => None,
     };
@@ -248,7 +252,7 @@ fn bar(length: usize, what: &str) -> ProgressBar {
 }
 
 /// Reads every XML file and finds its picture.
-fn from_xml(tree: &Tree, findings: &mut Vec<Finding>) -> Result<Vec<Labelled>> {
+fn from_xml(tree: &Tree, seen: &mut [bool], findings: &mut Vec<Finding>) -> Result<Vec<Labelled>> {
     ensure!(
         !tree.labels.is_empty(),
         "`{}`: there is no XML file in it or below; label the pictures with labelImg (Pascal VOC), or name another folder with \
@@ -264,24 +268,30 @@ fn from_xml(tree: &Tree, findings: &mut Vec<Finding>) -> Result<Vec<Labelled>> {
                 wanted.push(Wanted::of(path, &annotation));
                 annotations.push(annotation);
             }
-            Err(error) => findings.push(Finding::picture_skipped(path, format!("{error:#}"))),
+            Err(error) => {
+                findings.push(Finding::picture_skipped(path, format!("{error:#}")));
+                // Its picture has labels, if none that can be read.
+                for &picture in tree.named(&stem(&file_name(path))) {
+                    seen[picture] |= tree.pictures[picture].parent() == path.parent();
+                }
+            }
         }
     }
     let (pairs, found) = pairing::pair(tree, &wanted);
     findings.extend(found);
-    let mut names: HashMap<String, usize> = HashMap::new();
+    let mut names: HashMap<Option<&OsStr>, usize> = HashMap::new();
     for &picture in pairs.iter().flatten() {
-        *names.entry(file_name(&tree.pictures[picture])).or_default() += 1;
+        seen[picture] = true;
+        *names.entry(tree.pictures[picture].file_name()).or_default() += 1;
     }
     let paired = wanted.into_iter().zip(annotations).zip(pairs);
     Ok(paired
         .filter_map(|((wanted, annotation), picture)| {
             let picture = &tree.pictures[picture?];
-            let name = file_name(picture);
             // Of two pictures of one name, the path below the input folder tells which is meant.
-            let name = match names.get(&name) {
+            let name = match names.get(&picture.file_name()) {
                 Some(&count) if count > 1 => picture.strip_prefix(&tree.root).unwrap_or(picture).to_string_lossy().into_owned(),
-                _ => name,
+                _ => file_name(picture),
             };
             let objects = annotation.objects.into_iter().enumerate();
             Some(Labelled {
@@ -296,7 +306,7 @@ fn from_xml(tree: &Tree, findings: &mut Vec<Finding>) -> Result<Vec<Labelled>> {
 }
 
 fn read_xml(path: &Path) -> Result<Annotation> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(1 << 14);
     let file = File::open(path).context("cannot be opened")?;
     file.take(LARGEST_XML + 1).read_to_end(&mut bytes).context("cannot be read")?;
     ensure!(
@@ -310,7 +320,12 @@ fn read_xml(path: &Path) -> Result<Annotation> {
 type Given = HashMap<PathBuf, Side>;
 
 /// Reads the two CSV files and finds their pictures.
-fn from_csv(tree: &Tree, csv: &[PathBuf; 2], findings: &mut Vec<Finding>) -> Result<(Vec<Labelled>, Option<Given>)> {
+fn from_csv(
+    tree: &Tree,
+    csv: &[PathBuf; 2],
+    seen: &mut [bool],
+    findings: &mut Vec<Finding>,
+) -> Result<(Vec<Labelled>, Option<Given>)> {
     ensure!(csv[0] != csv[1], "`{}`: is given as both CSV files; name two with -tc and -vc", shown(&csv[0]));
     let mut labelled = Vec::new();
     for path in csv {
@@ -318,6 +333,7 @@ fn from_csv(tree: &Tree, csv: &[PathBuf; 2], findings: &mut Vec<Finding>) -> Res
             let line = format!("line {}", rows.line);
             match pairing::by_filename(tree, &rows.filename) {
                 Ok((picture, note)) => {
+                    seen[picture] = true;
                     findings.extend(note.map(|note| Finding::note(path, note).of(&line)));
                     labelled.push(Labelled {
                         labels: path.clone(),
@@ -337,19 +353,6 @@ fn from_csv(tree: &Tree, csv: &[PathBuf; 2], findings: &mut Vec<Finding>) -> Res
 
 fn side_of(labels: &Path, given: &Given) -> Side {
     given.get(labels).copied().unwrap_or(Side::Train)
-}
-
-/// Pictures below the input folder without labels: none that are used name them, and no XML has their name.
-fn unused(tree: &Tree, labelled: &[Labelled], custom_csv: bool) -> usize {
-    let mut seen: HashSet<&PathBuf> = labelled.iter().map(|labelled| &labelled.picture).collect();
-    if !custom_csv {
-        // An XML file that could not be read is told of as such.
-        for labels in &tree.labels {
-            let own = tree.named(&stem(&file_name(labels)));
-            seen.extend(own.iter().map(|&i| &tree.pictures[i]).filter(|picture| picture.parent() == labels.parent()));
-        }
-    }
-    tree.pictures.iter().filter(|picture| !seen.contains(picture)).count()
 }
 
 /// Reads the label map, or asks whether it may be written. Asked before the long work, which then needs nobody.
@@ -382,12 +385,6 @@ fn label_map(args: &Args, labelled: &[Labelled]) -> Result<Classes> {
     }
 }
 
-/// What the dataset is if nothing is wrong with it.
-struct Hoped {
-    map: LabelMap,
-    sides: Vec<Side>,
-}
-
 /// Split and label map, from the labels alone; `None` if they already show that something is wrong.
 fn hoped(args: &Args, labelled: &[Labelled], given: Option<&Given>, classes: &Classes) -> Option<Hoped> {
     let map = match classes {
@@ -418,7 +415,7 @@ fn hoped(args: &Args, labelled: &[Labelled], given: Option<&Given>, classes: &Cl
         Some(given) => labelled.iter().map(|labelled| side_of(&labelled.labels, given)).collect(),
         None => divide(&content, args),
     };
-    Some(Hoped { map, sides })
+    Some(Hoped { map, max_id: args.max_num_classes, sides })
 }
 
 /// What the split has to know of each picture: which it is one with, and its boxes' class ids.

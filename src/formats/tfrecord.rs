@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -61,11 +61,22 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// Those of the underlying writer.
     pub fn write_framed(&mut self, frame: &Frame, parts: &[&[u8]]) -> io::Result<()> {
-        self.inner.write_all(&frame.header)?;
-        for part in parts {
-            self.inner.write_all(part)?;
+        let mut slices: Vec<IoSlice> = Vec::with_capacity(parts.len() + 2);
+        slices.push(IoSlice::new(&frame.header));
+        slices.extend(parts.iter().map(|part| IoSlice::new(part)));
+        slices.push(IoSlice::new(&frame.footer));
+        let mut left = slices.as_mut_slice();
+        // All in one call where that can be; also takes away parts that are empty.
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            match self.inner.write_vectored(left) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut left, written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
-        self.inner.write_all(&frame.footer)
+        Ok(())
     }
 
     /// Hands everything on to where it goes.
@@ -338,6 +349,28 @@ mod tests {
         let mut writer = Writer::new(Vec::new());
         writer.write_parts(&[b"ab", b"", b"cde"]).unwrap();
         assert_eq!(writer.finish().unwrap(), written(&[b"abcde"]));
+    }
+
+    /// Takes a few bytes at a time.
+    struct Narrow(Vec<u8>);
+
+    impl Write for Narrow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let taken = bytes.len().min(3);
+            self.0.extend(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_writer_that_takes_a_few_bytes_at_a_time_gets_all() {
+        let mut writer = Writer::new(Narrow(Vec::new()));
+        writer.write_parts(&[b"", b"hello ", b"", b"world"]).unwrap();
+        assert_eq!(writer.finish().unwrap().0, written(&[b"hello world"]));
     }
 
     #[test]

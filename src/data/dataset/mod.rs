@@ -1,5 +1,6 @@
 //! A folder of labelled pictures: found, paired, checked, split and written as records.
 
+pub mod ahead;
 pub mod check;
 pub mod finding;
 pub mod number;

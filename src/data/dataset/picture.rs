@@ -50,7 +50,8 @@ pub fn read(path: &Path, buffer: &mut Vec<u8>) -> Result<()> {
     let length = file.metadata().context("the picture cannot be read")?.len();
     ensure!(length <= LARGEST_FILE, "the picture file has {length} bytes, more than the {LARGEST_FILE} that are allowed");
     buffer.clear();
-    buffer.reserve(length as usize);
+    // A little more than there is, or the end is felt for with a call of its own.
+    buffer.reserve(length as usize + 64);
     file.by_ref().take(length).read_to_end(buffer).context("the picture cannot be read")?;
     ensure!(!buffer.is_empty(), "the picture file is empty (0 bytes); put the picture there again");
     Ok(())

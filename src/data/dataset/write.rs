@@ -1,31 +1,24 @@
 //! The dataset's files, written beside the old ones and put in their place together at the end.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
 use rayon::prelude::*;
 
-use crate::config::label_map::LabelMap;
-use crate::data::dataset::check::{self, Labelled, Picture, Take};
+use crate::data::dataset::check::Picture;
 use crate::data::dataset::finding::shown;
 use crate::data::dataset::picture;
 use crate::data::example::LabeledImage;
 use crate::data::image::Format;
-use crate::data::split::Side;
 use crate::exit;
 use crate::formats::tfrecord::{self, shard_path};
 
 /// Bytes of pictures that are read ahead of the writer, so that memory does not grow with the dataset.
-const AHEAD: u64 = 32 << 20;
-
-/// Pictures whose memory is kept for the next ones.
-const KEPT: usize = 8;
+pub(super) const AHEAD: u64 = 32 << 20;
 
 /// Files under temporary names, removed again unless [`Staged::commit`] is reached.
 #[derive(Debug, Default)]
@@ -201,16 +194,17 @@ fn record(picture: &Picture) -> Result<Record> {
 }
 
 /// A record ready to be written.
-struct Record {
+pub(super) struct Record {
     frame: tfrecord::Frame,
     before: Vec<u8>,
-    encoded: Vec<u8>,
+    /// The picture, as it is stored.
+    pub(super) encoded: Vec<u8>,
     behind: Vec<u8>,
 }
 
 impl Record {
     /// Takes the picture file's bytes.
-    fn new(picture: &Picture, bytes: &mut Vec<u8>) -> Result<Self> {
+    pub(super) fn new(picture: &Picture, bytes: &mut Vec<u8>) -> Result<Self> {
         let mut encoded = std::mem::take(bytes);
         let (mut sha256, mut format) = (picture.looked.sha256, picture.looked.format);
         if !picture::stored_as_is(format) {
@@ -224,20 +218,21 @@ impl Record {
         Ok(Self { frame, before, encoded, behind })
     }
 
-    fn len(&self) -> usize {
+    /// In bytes.
+    pub(super) fn len(&self) -> usize {
         self.before.len() + self.encoded.len() + self.behind.len()
     }
 }
 
 /// The records of one side, in one file or several.
-struct Shards {
+pub(super) struct Shards {
     paths: Vec<PathBuf>,
     writers: Vec<tfrecord::Writer<BufWriter<File>>>,
     written: usize,
 }
 
 impl Shards {
-    fn create(staged: &mut Staged, paths: Vec<PathBuf>) -> Result<Self> {
+    pub(super) fn create(staged: &mut Staged, paths: Vec<PathBuf>) -> Result<Self> {
         let mut writers = Vec::with_capacity(paths.len());
         for path in &paths {
             // Small, so that a picture goes straight to the file and only what stands around it is gathered.
@@ -247,7 +242,7 @@ impl Shards {
     }
 
     /// Appends to the shards in turn.
-    fn write(&mut self, record: &Record) -> Result<()> {
+    pub(super) fn write(&mut self, record: &Record) -> Result<()> {
         let shard = self.written % self.paths.len();
         self.written += 1;
         self.writers[shard]
@@ -255,7 +250,7 @@ impl Shards {
             .with_context(|| cannot(&self.paths[shard]))
     }
 
-    fn finish(self) -> Result<()> {
+    pub(super) fn finish(self) -> Result<()> {
         for (writer, path) in self.writers.into_iter().zip(&self.paths) {
             let buffered = writer.finish().with_context(|| cannot(path))?;
             buffered.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(|| cannot(path))?;
@@ -266,136 +261,6 @@ impl Shards {
 
 fn cannot(path: &Path) -> String {
     format!("`{}`: cannot be written; the old dataset is as it was", shown(path))
-}
-
-/// Writes records while the pictures are checked, for the split that a set without faults would have: most sets have none,
-/// and then every picture is read only once. The first fault ends it, and what was written is thrown away.
-pub struct Ahead<'a> {
-    labelled: &'a [Labelled],
-    sides: &'a [Side],
-    map: &'a LabelMap,
-    max_id: u32,
-    state: Mutex<AheadState>,
-    /// Told when the turn has moved on.
-    moved: Condvar,
-}
-
-struct AheadState {
-    /// Training's and validation's; none once a fault was found.
-    shards: Option<[Shards; 2]>,
-    /// The index whose turn it is.
-    turn: usize,
-    /// Records whose turn is not yet.
-    waiting: BTreeMap<usize, Record>,
-    /// What they hold in bytes.
-    held: usize,
-    /// Memory of pictures that are written, for the next ones.
-    free: Vec<Vec<u8>>,
-}
-
-impl<'a> Ahead<'a> {
-    /// Opens the temporary files; `paths` are training's and validation's.
-    ///
-    /// # Errors
-    /// If they cannot be made.
-    pub fn new(
-        staged: &mut Staged,
-        paths: [Vec<PathBuf>; 2],
-        labelled: &'a [Labelled],
-        sides: &'a [Side],
-        (map, max_id): (&'a LabelMap, u32),
-    ) -> Result<Self> {
-        let [train, validate] = paths;
-        let shards = [Shards::create(staged, train)?, Shards::create(staged, validate)?];
-        let state = AheadState { shards: Some(shards), turn: 0, waiting: BTreeMap::new(), held: 0, free: Vec::new() };
-        Ok(Self { labelled, sides, map, max_id, state: Mutex::new(state), moved: Condvar::new() })
-    }
-
-    /// Closes the files. True if they hold every picture; false if they have to be written again.
-    ///
-    /// # Errors
-    /// If the last bytes cannot be written.
-    pub fn finish(self) -> Result<bool> {
-        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        match state.shards {
-            Some(shards) if state.turn == self.labelled.len() => {
-                for shards in shards {
-                    shards.finish()?;
-                }
-                Ok(true)
-            }
-            _ => Ok(false),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, AheadState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The record, if the picture is just as its labels had it.
-    fn record(&self, index: usize, picture: Option<&Picture>, bytes: &mut Vec<u8>) -> Result<Option<Record>> {
-        let Some(picture) = picture.filter(|picture| picture.objects.len() == self.labelled[index].objects.len()) else {
-            return Ok(None);
-        };
-        let mut picture = [picture.clone()];
-        if !check::assign_classes(&mut picture, self.map, self.max_id).is_empty() {
-            return Ok(None);
-        }
-        Record::new(&picture[0], bytes).map(Some)
-    }
-
-    fn give_up(&self, state: &mut AheadState) {
-        state.shards = None;
-        state.waiting.clear();
-        self.moved.notify_all();
-    }
-}
-
-impl Take for Ahead<'_> {
-    fn take(&self, index: usize, picture: Option<&Picture>, bytes: &mut Vec<u8>) -> Result<()> {
-        if self.lock().shards.is_none() {
-            return Ok(());
-        }
-        let made = self.record(index, picture, bytes);
-        let mut state = self.lock();
-        let record = match made {
-            Ok(Some(record)) => record,
-            Ok(None) => {
-                self.give_up(&mut state);
-                return Ok(());
-            }
-            Err(error) => {
-                self.give_up(&mut state);
-                return Err(error);
-            }
-        };
-        // Whoever is far ahead waits; the one whose turn it is never does.
-        while state.shards.is_some() && state.turn != index && state.held + record.len() > AHEAD as usize {
-            state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        state.held += record.len();
-        state.waiting.insert(index, record);
-        while let AheadState { shards: Some(shards), turn, waiting, held, free } = &mut *state
-            && let Some(record) = waiting.remove(turn)
-        {
-            let side = self.sides[*turn];
-            *held -= record.len();
-            *turn += 1;
-            let written = shards[usize::from(side == Side::Validate)].write(&record);
-            if free.len() < KEPT {
-                free.push(record.encoded);
-            }
-            if let Err(error) = written {
-                self.give_up(&mut state);
-                return Err(error);
-            }
-            self.moved.notify_all();
-        }
-        if bytes.capacity() == 0 {
-            *bytes = state.free.pop().unwrap_or_default();
-        }
-        Ok(())
-    }
 }
 
 /// All of the example but the picture's bytes.
