@@ -2,6 +2,7 @@
 
 use super::boxes::{BBox, area};
 use super::matcher::Match;
+use super::nms::{nms, overlaps_more, sorted_corners};
 
 /// Which losses rank the anchors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +71,7 @@ impl HardExampleMiner {
 /// within a factor `t` of each other, so only kept boxes of like area are looked at.
 fn suppress_near_copies(boxes: &[BBox], losses: &[f32], threshold: f32, max: usize) -> Vec<usize> {
     if !(0.5..1.0).contains(&threshold) {
-        return super::nms::nms(boxes, losses, threshold, max);
+        return nms(boxes, losses, threshold, max);
     }
     let mut order: Vec<usize> = (0..boxes.len()).collect();
     order.sort_by(|&a, &b| losses[b].total_cmp(&losses[a]).then(a.cmp(&b)));
@@ -83,20 +84,13 @@ fn suppress_near_copies(boxes: &[BBox], losses: &[f32], threshold: f32, max: usi
         if kept.len() >= max {
             break;
         }
-        let b = boxes[i];
-        let b = [b[0].min(b[2]), b[1].min(b[3]), b[0].max(b[2]), b[1].max(b[3])];
+        let b = sorted_corners(&boxes[i]);
         let size = area(&b);
         // A box without a finite area overlaps nothing and suppresses nothing.
         if size > 0.0 && size.is_finite() {
             let home = bucket(size);
-            let copy = (home - 1..=home + 1).filter_map(|k| buckets.get(&k)).flatten().any(|(k, k_size)| {
-                let height = b[2].min(k[2]) - b[0].max(k[0]);
-                let width = b[3].min(k[3]) - b[1].max(k[1]);
-                height > 0.0 && width > 0.0 && {
-                    let intersection = height * width;
-                    intersection / (size + k_size - intersection) > threshold
-                }
-            });
+            let near = (home - 1..=home + 1).filter_map(|k| buckets.get(&k)).flatten();
+            let copy = near.into_iter().any(|(k, k_size)| overlaps_more(&b, size, k, *k_size, threshold));
             if copy {
                 continue;
             }
@@ -150,10 +144,7 @@ mod tests {
             boxes.push([0.3, 0.3, 0.3, 0.3]);
             let losses: Vec<f32> = boxes.iter().map(|_| rng.random()).collect();
             for max in [10, 1000] {
-                assert_eq!(
-                    suppress_near_copies(&boxes, &losses, threshold, max),
-                    super::super::nms::nms(&boxes, &losses, threshold, max)
-                );
+                assert_eq!(suppress_near_copies(&boxes, &losses, threshold, max), super::nms(&boxes, &losses, threshold, max));
             }
         }
     }

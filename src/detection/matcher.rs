@@ -1,6 +1,6 @@
 //! Matches anchors to groundtruth by overlap (upstream matchers/argmax_matcher.py).
 
-use super::boxes::{BBox, area};
+use super::boxes::{BBox, iou};
 
 /// What an anchor is matched to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,15 +33,13 @@ impl ArgMaxMatcher {
         if groundtruth.is_empty() {
             return vec![Match::Background; anchors.len()];
         }
-        let gt_areas: Vec<f32> = groundtruth.iter().map(area).collect();
         // Best anchor of each groundtruth: (similarity, anchor), the first of equals.
         let mut best_anchor = vec![(f32::NEG_INFINITY, 0usize); groundtruth.len()];
         let mut matches = Vec::with_capacity(anchors.len());
         for (a, anchor) in anchors.iter().enumerate() {
-            let anchor_area = area(anchor);
             let mut best = (f32::NEG_INFINITY, 0usize);
             for (g, b) in groundtruth.iter().enumerate() {
-                let similarity = similarity(b, gt_areas[g], anchor, anchor_area);
+                let similarity = iou(b, anchor);
                 if similarity > best.0 {
                     best = (similarity, g);
                 }
@@ -65,14 +63,6 @@ impl ArgMaxMatcher {
         }
         matches
     }
-}
-
-/// IoU as upstream's region_similarity computes it: 0 where the boxes do not meet.
-fn similarity(a: &BBox, a_area: f32, b: &BBox, b_area: f32) -> f32 {
-    let height = (a[2].min(b[2]) - a[0].max(b[0])).max(0.0);
-    let width = (a[3].min(b[3]) - a[1].max(b[1])).max(0.0);
-    let intersection = height * width;
-    if intersection == 0.0 { 0.0 } else { intersection / (a_area + b_area - intersection) }
 }
 
 #[cfg(test)]

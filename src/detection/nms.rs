@@ -43,13 +43,14 @@ fn suppress(boxes: &[BBox], order: &[usize], iou_threshold: f32, max: usize) -> 
     kept
 }
 
-fn sorted_corners(b: &BBox) -> BBox {
+/// The same box, its lower corner first.
+pub(super) fn sorted_corners(b: &BBox) -> BBox {
     [b[0].min(b[2]), b[1].min(b[3]), b[0].max(b[2]), b[1].max(b[3])]
 }
 
 /// Whether the IoU is strictly greater than the threshold; a box without area overlaps nothing.
 #[inline]
-fn overlaps_more(a: &BBox, a_size: f32, b: &BBox, b_size: f32, threshold: f32) -> bool {
+pub(super) fn overlaps_more(a: &BBox, a_size: f32, b: &BBox, b_size: f32, threshold: f32) -> bool {
     let height = a[2].min(b[2]) - a[0].max(b[0]);
     let width = a[3].min(b[3]) - a[1].max(b[1]);
     if height <= 0.0 || width <= 0.0 || a_size <= 0.0 || b_size <= 0.0 {
