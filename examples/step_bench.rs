@@ -19,6 +19,7 @@ use odh::config::pipeline;
 use odh::data::image::decode_accurate;
 use odh::data::resize::resize_bilinear;
 use odh::detection::boxes::Groundtruth;
+use odh::detection::sampler::Shuffle;
 use odh::engine::optimizer::Optimizer;
 use odh::models;
 use odh::net::exec::apply_moving_updates;
@@ -46,10 +47,10 @@ fn main() -> Result<()> {
     tch::set_num_threads(threads);
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/{model_name}.config"));
     let mut config = pipeline::load(&config)?;
-    let Some(pb::detection_model::Model::Ssd(ssd)) = config.model.as_mut().and_then(|m| m.model.as_mut()) else {
-        anyhow::bail!("{model_name} is no SSD")
-    };
-    ssd.num_classes = Some(CLASSES);
+    match config.model.as_mut().and_then(|m| m.model.as_mut()).context("the config has no model")? {
+        pb::detection_model::Model::Ssd(ssd) => ssd.num_classes = Some(CLASSES),
+        pb::detection_model::Model::FasterRcnn(faster_rcnn) => faster_rcnn.num_classes = Some(CLASSES),
+    }
     let model = models::from_config(&config)?;
     let mut variables = Variables::new(model.variables(), 0, Device::Cpu)?;
     set_regenerated_weights(&mut variables);
@@ -62,7 +63,7 @@ fn main() -> Result<()> {
     let n = classes.len();
     let groundtruth = vec![Groundtruth { boxes, classes, difficult: vec![false; n], group_of: vec![false; n] }; batch];
     let image = decode_accurate(&std::fs::read(folder.join("images/image1.jpg"))?)?;
-    let [height, width] = model.input_size();
+    let (height, width) = model.resizer().size_for((image.height, image.width));
 
     let (mut seconds, mut processor, mut losses) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..=runs as u64 {
@@ -72,7 +73,7 @@ fn main() -> Result<()> {
             pixels.extend(resize_bilinear(&image.data, image.height, image.width, 3, height, width));
         }
         let images = Tensor::from_slice(&pixels).f_view([batch as i64, height as i64, width as i64, 3])?;
-        let pass = model.losses(&variables, &images, &groundtruth)?;
+        let pass = model.losses(&variables, &images, &groundtruth, &mut Shuffle::of_step(0, step))?;
         let total = pass.total()?;
         let regularization = f64::try_from(optimizer.regularization(&variables)?)?;
         losses.push(f64::try_from(&total)? + regularization);

@@ -1,6 +1,8 @@
 //! Feature extractors: functions that append operations to a `net::graph::Graph`, under the scopes TensorFlow gave them.
 
+pub mod faster_rcnn;
 pub mod mobilenet_v1;
+mod resnet_v1;
 pub mod ssd_feature_maps;
 
 /// How many channels a layer gets.

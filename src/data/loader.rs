@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::data::augment::Augmentation;
 use crate::data::image::{RgbImage, decode};
@@ -106,6 +106,8 @@ struct Prepared {
     image: Vec<f32>,
     groundtruth: Groundtruth,
     name: String,
+    /// Height and width as resized.
+    size: (usize, usize),
     source_size: (usize, usize),
     source: Option<RgbImage>,
 }
@@ -207,7 +209,7 @@ impl Feed {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if options.num_threads > 0 { options.num_threads } else { cores.saturating_sub(1).max(1) };
         let size = Size { threads, ahead: options.batch_size.max(2 * threads) };
-        let (batch_size, resizer, prefetch) = (options.batch_size, options.resizer, options.prefetch.max(1));
+        let (batch_size, prefetch) = (options.batch_size, options.prefetch.max(1));
         let job = move |number: u64| prepare(&records, &order, &options, start.advanced(number, len), number);
         let pool = Pool::start(size, end, job)?;
         let stop = pool.stopper();
@@ -216,7 +218,7 @@ impl Feed {
         let assemble = move || {
             let mut position = start;
             loop {
-                let Some(batch) = assemble(&pool, batch_size, resizer) else { return };
+                let Some(batch) = assemble(&pool, batch_size) else { return };
                 let batch = batch.map(|mut batch| {
                     position = position.advanced(batch.names.len() as u64, len);
                     batch.position = position;
@@ -253,8 +255,8 @@ impl Drop for Feed {
     }
 }
 
-/// Takes pictures until the batch is full or there are no more; `None` if there was none at all.
-fn assemble(pool: &Pool<Prepared>, batch_size: usize, resizer: Resizer) -> Option<Result<Batch>> {
+/// Takes pictures until the batch is full or there are no more; `None` if there was none at all. Pictures of different sizes make no batch.
+fn assemble(pool: &Pool<Prepared>, batch_size: usize) -> Option<Result<Batch>> {
     let mut batch: Option<Batch> = None;
     for _ in 0..batch_size {
         let prepared = match pool.next() {
@@ -263,7 +265,7 @@ fn assemble(pool: &Pool<Prepared>, batch_size: usize, resizer: Resizer) -> Optio
             None => break,
         };
         let batch = batch.get_or_insert_with(|| {
-            let (height, width) = resizer.size_for(prepared.source_size);
+            let (height, width) = prepared.size;
             Batch {
                 images: Vec::with_capacity(batch_size * height * width * 3),
                 height,
@@ -276,6 +278,18 @@ fn assemble(pool: &Pool<Prepared>, batch_size: usize, resizer: Resizer) -> Optio
                 waited: Duration::ZERO,
             }
         });
+        if (batch.height, batch.width) != prepared.size {
+            return Some(Err(anyhow!(
+                "keep_aspect_ratio_resizer makes {} {}x{} and {} {}x{} (height x width), which cannot be in one batch: set \
+                 train_config.batch_size: 1 (--batch_size 1), or resize with a fixed_shape_resizer",
+                batch.names[0],
+                batch.height,
+                batch.width,
+                prepared.name,
+                prepared.size.0,
+                prepared.size.1
+            )));
+        }
         batch.images.extend_from_slice(&prepared.image);
         batch.groundtruth.push(prepared.groundtruth);
         batch.names.push(prepared.name);
@@ -304,8 +318,16 @@ fn prepare(records: &Records, order: &Order, options: &LoaderOptions, at: Positi
         Pixels::Bytes(data) => resize_bilinear_into(data, from, (height, width), &mut resized),
         Pixels::Floats(data) => resize_bilinear_into(data, from, (height, width), &mut resized),
     }
-    Ok(Prepared { image: resized, groundtruth: sample.groundtruth, name: labeled.filename, source_size, source })
+    Ok(Prepared {
+        image: resized,
+        groundtruth: sample.groundtruth,
+        name: labeled.filename,
+        size: (height, width),
+        source_size,
+        source,
+    })
 }
+
 /// Whether a record path stands for something that can be read.
 ///
 /// # Errors

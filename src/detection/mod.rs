@@ -7,4 +7,5 @@ pub mod hard_example_miner;
 pub mod losses;
 pub mod matcher;
 pub mod nms;
+pub mod sampler;
 pub mod target_assigner;

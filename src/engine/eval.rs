@@ -9,7 +9,7 @@ use tch::{Device, Tensor};
 use super::eval_report::{EvalReport, EvalRun};
 use crate::config::label_map::LabelMap;
 use crate::data::image::RgbImage;
-use crate::data::loader::{Classes, LoaderOptions, OnePass, Resizer};
+use crate::data::loader::{Classes, LoaderOptions, OnePass};
 use crate::data::{draw, encode, image};
 use crate::formats::events::EventWriter;
 use crate::metrics::coco::CocoEvaluator;
@@ -59,9 +59,14 @@ pub fn evaluate(
     let start = Instant::now();
     let device = variables.device();
     let network = model.freeze(variables)?;
-    // A CPU gains nothing from larger batches, and its caches lose.
-    let batch_size = if device == Device::Cpu { 4 } else { 32 };
-    let mut loading = LoaderOptions::new(options.records.clone(), batch_size, resizer(model), classes(model, options.label_map));
+    let batch_size = match (model.resizer().fixed_size(), device) {
+        // Pictures of different sizes.
+        (None, _) => 1,
+        // A CPU gains nothing from larger batches, and its caches lose.
+        (Some(_), Device::Cpu) => 4,
+        (Some(_), _) => 32,
+    };
+    let mut loading = LoaderOptions::new(options.records.clone(), batch_size, model.resizer(), classes(model, options.label_map));
     loading.keep_sources = options.num_visualizations;
     loading.num_threads = options.num_threads;
     let pass = OnePass::new(loading, options.num_examples)?;
@@ -125,12 +130,6 @@ pub fn detect_resized(
 ) -> Result<Vec<crate::detection::boxes::Detections>> {
     let images = Tensor::from_slice(images).f_view([-1, height as i64, width as i64, 3])?.f_to_device(device)?;
     network.detect(&images)
-}
-
-/// How the model wants its pictures.
-pub fn resizer(model: &dyn DetectionModel) -> Resizer {
-    let [height, width] = model.input_size();
-    Resizer::FixedShape { height, width }
 }
 
 /// What the records' classes may be.

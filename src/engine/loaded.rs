@@ -11,7 +11,7 @@ use super::eval::detect_resized;
 use crate::config::label_map::LabelMap;
 use crate::config::pipeline;
 use crate::data::image::RgbImage;
-use crate::data::resize::resize_bilinear;
+use crate::data::resize::{Resizer, resize_bilinear};
 use crate::detection::boxes::Detections;
 use crate::models::{self, DetectionModel, Frozen};
 use crate::net::variables::Variables;
@@ -40,7 +40,7 @@ pub fn load(config: &pb::TrainEvalPipelineConfig, prefix: &Path, device: Device)
 /// A model that looks at pictures of any size.
 pub struct ModelDetector {
     network: Box<dyn Frozen>,
-    input_size: [usize; 2],
+    resizer: Resizer,
     device: Device,
     label_map: LabelMap,
 }
@@ -50,7 +50,7 @@ impl ModelDetector {
     pub fn new(loaded: &LoadedModel, label_map: LabelMap) -> Result<Self> {
         Ok(Self {
             network: loaded.model.freeze(&loaded.variables)?,
-            input_size: loaded.model.input_size(),
+            resizer: loaded.model.resizer(),
             device: loaded.variables.device(),
             label_map,
         })
@@ -59,9 +59,9 @@ impl ModelDetector {
 
 impl PictureDetector for ModelDetector {
     fn detect(&mut self, picture: &RgbImage) -> Result<Detections> {
-        let [height, width] = self.input_size;
+        let (height, width) = self.resizer.size_for((picture.height, picture.width));
         let resized = resize_bilinear(&picture.data, picture.height, picture.width, 3, height, width);
-        let mut found = detect_resized(self.network.as_ref(), &resized, self.input_size, self.device)?;
+        let mut found = detect_resized(self.network.as_ref(), &resized, [height, width], self.device)?;
         found.pop().context("the model gave nothing for the picture")
     }
 

@@ -13,6 +13,7 @@ use super::progress::Progress;
 use crate::config::label_map::LabelMap;
 use crate::data::augment::Augmentation;
 use crate::data::loader::{Batch, Loader, LoaderOptions, Position};
+use crate::detection::sampler::Shuffle;
 use crate::formats::events::EventWriter;
 use crate::models::{DetectionModel, Losses};
 use crate::net::exec::apply_moving_updates;
@@ -224,7 +225,7 @@ impl Run<'_> {
             start: self.state.position,
             num_threads: options.num_threads,
             prefetch: PREFETCH,
-            ..LoaderOptions::new(options.train_records.clone(), batch_size, eval::resizer(self.model), classes)
+            ..LoaderOptions::new(options.train_records.clone(), batch_size, self.model.resizer(), classes)
         })
     }
 
@@ -235,7 +236,8 @@ impl Run<'_> {
         tch::manual_seed((self.state.seed ^ (self.step << 20)) as i64 & i64::MAX);
         let shape = [batch.names.len() as i64, batch.height as i64, batch.width as i64, 3];
         let images = Tensor::from_slice(&batch.images).f_view(shape)?.f_to_device(device)?;
-        let losses = self.model.losses(&self.variables, &images, &batch.groundtruth)?;
+        let mut shuffle = Shuffle::of_step(self.state.seed, self.step);
+        let losses = self.model.losses(&self.variables, &images, &batch.groundtruth, &mut shuffle)?;
         let regularization = self.optimizer.regularization(&self.variables)?;
         let line = self.read_losses(&losses, &regularization, batch)?;
         losses.total()?.f_backward()?;

@@ -3,7 +3,9 @@
 use anyhow::{Context, Result, bail};
 use tch::Tensor;
 
+use crate::data::resize::Resizer;
 use crate::detection::boxes::{Detections, Groundtruth};
+use crate::detection::sampler::Shuffle;
 use crate::net::exec::MovingUpdate;
 use crate::net::graph::Variable;
 use crate::net::variables::Variables;
@@ -37,8 +39,8 @@ pub trait DetectionModel {
     /// Every variable, in a fixed order.
     fn variables(&self) -> &[Variable];
 
-    /// `[height, width]` that pictures are resized to.
-    fn input_size(&self) -> [usize; 2];
+    /// What size it wants its pictures.
+    fn resizer(&self) -> Resizer;
 
     /// Scopes that a detection checkpoint is restored into by default.
     fn feature_extractor_scopes(&self) -> &'static [&'static str];
@@ -46,7 +48,14 @@ pub trait DetectionModel {
     /// The losses of a batch, with gradients.
     ///
     /// * `images`: `[N, H, W, 3]`, RGB in 0..255, resized; on the variables' device.
-    fn losses(&self, variables: &Variables, images: &Tensor, groundtruth: &[Groundtruth]) -> Result<Losses>;
+    /// * `shuffle`: what samplers choose by; of this step alone, so that a resumed run chooses the same.
+    fn losses(
+        &self,
+        variables: &Variables,
+        images: &Tensor,
+        groundtruth: &[Groundtruth],
+        shuffle: &mut Shuffle,
+    ) -> Result<Losses>;
 
     /// The model with the variables' present values frozen in.
     fn freeze(&self, variables: &Variables) -> Result<Box<dyn Frozen>>;

@@ -9,12 +9,14 @@ use tch::{Device, Kind, Tensor};
 
 use super::box_predictor::Predicted;
 use super::{DetectionModel, Frozen, Losses, ssd_config};
+use crate::data::resize::Resizer;
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::{BBox, Detections, Groundtruth};
 use crate::detection::hard_example_miner::{HardExampleMiner, Mined, RankBy};
 use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
 use crate::detection::matcher::ArgMaxMatcher;
 use crate::detection::nms::{NmsOptions, multiclass};
+use crate::detection::sampler::Shuffle;
 use crate::detection::target_assigner::{Targets, assign};
 use crate::net::exec::{self, Inference, Outputs};
 use crate::net::graph::{Graph, Variable};
@@ -133,6 +135,11 @@ impl Ssd {
             converter,
             graph: Arc::new(graph),
         })
+    }
+
+    /// `[height, width]` that pictures are resized to.
+    pub fn input_size(&self) -> [usize; 2] {
+        self.input_size
     }
 
     /// The network.
@@ -300,15 +307,16 @@ impl DetectionModel for Ssd {
         self.graph.variables()
     }
 
-    fn input_size(&self) -> [usize; 2] {
-        self.input_size
+    fn resizer(&self) -> Resizer {
+        let [height, width] = self.input_size;
+        Resizer::FixedShape { height, width }
     }
 
     fn feature_extractor_scopes(&self) -> &'static [&'static str] {
         &["FeatureExtractor/"]
     }
 
-    fn losses(&self, variables: &Variables, images: &Tensor, groundtruth: &[Groundtruth]) -> Result<Losses> {
+    fn losses(&self, variables: &Variables, images: &Tensor, groundtruth: &[Groundtruth], _: &mut Shuffle) -> Result<Losses> {
         let pass = exec::train(&self.graph, variables, &Self::preprocess(images)?)?;
         let record = self.loss(&self.gather(&pass.outputs)?, groundtruth)?;
         Ok(Losses {

@@ -7,6 +7,7 @@ use super::ssd::{LossOptions, ScoreConverter};
 use crate::backbones::Depth;
 use crate::backbones::mobilenet_v1::{mobilenet_v1, slim_scope};
 use crate::backbones::ssd_feature_maps::{FeatureMapOptions, Source, multi_resolution_feature_maps};
+use crate::data::resize::Resizer;
 use crate::detection::anchors::{SsdAnchorOptions, SsdAnchors};
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
@@ -20,28 +21,16 @@ use crate::proto::object_detection::protos as pb;
 
 /// `[height, width]` of a fixed-shape resizer.
 pub fn input_size(config: &pb::Ssd) -> Result<[usize; 2]> {
-    use pb::image_resizer::ImageResizerOneof as R;
-    let resizer = config.image_resizer.as_ref().and_then(|r| r.image_resizer_oneof.as_ref());
-    match resizer.context("model.ssd.image_resizer is not set")? {
-        R::FixedShapeResizer(fixed) => {
-            let field = "model.ssd.image_resizer.fixed_shape_resizer";
-            if fixed.resize_method() != pb::ResizeType::Bilinear {
-                bail!("{field}.resize_method: only BILINEAR is supported");
-            }
-            if fixed.convert_to_grayscale() {
-                bail!("{field}.convert_to_grayscale: true is not supported");
-            }
-            let side = |name: &str, value: i32| {
-                // Below 33 px the last feature maps have no cells (upstream's own limit).
-                usize::try_from(value)
-                    .ok()
-                    .filter(|&s| s >= 33)
-                    .with_context(|| format!("{field}.{name}: {value} is too small; at least 33 is needed"))
-            };
-            Ok([side("height", fixed.height())?, side("width", fixed.width())?])
+    let field = "model.ssd.image_resizer";
+    let resizer = Resizer::from_config(config.image_resizer.as_ref(), field)?;
+    let size = resizer.fixed_size().with_context(|| format!("{field}: only fixed_shape_resizer is supported for SSD"))?;
+    for (name, side) in ["height", "width"].into_iter().zip(size) {
+        // Below 33 px the last feature maps have no cells (upstream's own limit).
+        if side < 33 {
+            bail!("{field}.fixed_shape_resizer.{name}: {side} is too small; at least 33 is needed");
         }
-        _ => bail!("model.ssd.image_resizer: only fixed_shape_resizer is supported for SSD"),
     }
+    Ok(size)
 }
 
 /// Appends backbone and feature maps: the maps, finest first.

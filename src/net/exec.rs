@@ -44,7 +44,7 @@ pub fn train(graph: &Graph, variables: &Variables, input: &Tensor) -> Result<Tra
     let mut left = readers.clone();
     let mut skip = None;
     for (i, node) in graph.nodes().iter().enumerate() {
-        if skip == Some(i) {
+        if skip == Some(i) || readers[i] == 0 {
             continue;
         }
         let var = |id: VariableId| variables.tensor(ids[id.0]);
@@ -125,12 +125,12 @@ impl Inference {
         let mut done = vec![false; graph.nodes().len()];
         tch::no_grad(|| -> Result<()> {
             for (i, node) in graph.nodes().iter().enumerate() {
-                if done[i] {
+                if done[i] || readers[i] == 0 {
                     continue;
                 }
                 let mut result = i;
                 // The sole reader of the present result, if it is one that can be taken in.
-                let follow = |result: usize| (readers[result] == 1).then(|| sole_reader(graph, result)).flatten();
+                let follow = |result: usize| (readers[result] == 1).then(|| sole_reader(graph, &readers, result)).flatten();
                 let take_activation = |result: &mut usize, done: &mut Vec<bool>| {
                     let next = follow(*result)?;
                     let Op::Activation(activation) = graph.nodes()[next].op else { return None };
@@ -240,17 +240,21 @@ fn resolve(graph: &Graph, variables: &Variables) -> Result<Vec<usize>> {
         .collect()
 }
 
+/// How many read each node's value, the caller included; 0 for a node that leads to no output, and that none need run.
 fn count_readers(graph: &Graph) -> Vec<usize> {
     let mut readers = vec![0; graph.nodes().len()];
-    for id in graph.nodes().iter().flat_map(|n| &n.inputs).chain(graph.outputs().iter().map(|(_, id)| id)) {
-        readers[id.0] += 1;
+    graph.outputs().iter().for_each(|(_, id)| readers[id.0] += 1);
+    for (i, node) in graph.nodes().iter().enumerate().rev() {
+        if readers[i] > 0 {
+            node.inputs.iter().for_each(|id| readers[id.0] += 1);
+        }
     }
     readers
 }
 
 /// The node that reads `result`, if a node and not the caller does.
-fn sole_reader(graph: &Graph, result: usize) -> Option<usize> {
-    graph.nodes().iter().position(|n| n.inputs.contains(&NodeId(result)))
+fn sole_reader(graph: &Graph, readers: &[usize], result: usize) -> Option<usize> {
+    (0..graph.nodes().len()).find(|&i| readers[i] > 0 && graph.nodes()[i].inputs.contains(&NodeId(result)))
 }
 
 fn fused_activation(graph: &Graph, readers: &[usize], node: usize) -> Option<(usize, Activation)> {
