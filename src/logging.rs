@@ -1,7 +1,6 @@
 //! process.log and the terminal: the record in the old tool's format, warnings on stderr, results on stdout, progress bars in one piece.
 
 use std::fmt::{self, Write as _};
-use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::str::FromStr;
@@ -11,13 +10,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use indicatif::MultiProgress;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata, Subscriber};
+use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
 use tracing_subscriber::Layer;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Target of events that the terminal has already shown another way and that only process.log takes.
 pub const FILE_ONLY: &str = "odh::process_log";
+
+const FILE_NAME: &str = "process.log";
 
 /// A severity as Python's `logging` numbers it: DEBUG 10, INFO 20, WARNING 30, ERROR 40, CRITICAL 50.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,11 +100,11 @@ impl FromStr for Level {
 /// is what process.log gets when nothing was asked for. A process.log that cannot be opened is warned of once, and the
 /// program goes on without. Calling it a second time changes nothing.
 pub fn init(folder: &Path, level: Option<Level>) {
-    let path = folder.join("process.log");
-    let file = match OpenOptions::new().append(true).create(true).open(&path) {
+    let file = match open(folder) {
         Ok(file) => Some(file),
         Err(e) => {
-            say(&format!("warning: cannot write {}: {e}; going on without a record", path.display()));
+            let why = std::error::Error::source(&e).map_or(e.to_string(), ToString::to_string);
+            say(&format!("warning: cannot write {}: {why}; going on without a record", folder.join(FILE_NAME).display()));
             None
         }
     };
@@ -115,6 +118,11 @@ pub fn init(folder: &Path, level: Option<Level>) {
     if tracing_subscriber::registry().with(record).try_init().is_ok() {
         record_panics();
     }
+}
+
+/// Opens the record for appending; it is never rotated.
+fn open(folder: &Path) -> Result<RollingFileAppender, InitError> {
+    RollingFileAppender::builder().rotation(Rotation::NEVER).filename_prefix(FILE_NAME).build(folder)
 }
 
 /// The bars of this process: add yours here, so that log lines and results do not tear them.
@@ -155,7 +163,7 @@ pub fn say(line: &str) {
 
 /// The layer that takes tracing's events.
 struct Record {
-    file: Option<File>,
+    file: Option<RollingFileAppender>,
     threshold: Level,
     terminal: Level,
     /// A full disk is said once.
@@ -163,11 +171,11 @@ struct Record {
 }
 
 impl Record {
-    /// One write(2) per event to a file opened with O_APPEND: lines of several processes are never torn, and none
-    /// waits in a buffer when the process is killed.
+    /// One write(2) per event to a file opened with O_APPEND, without the appender's background thread: lines of several
+    /// processes are never torn, and none waits in a buffer when the process is killed.
     fn write(&self, line: &str) {
-        let Some(mut file) = self.file.as_ref() else { return };
-        if let Err(e) = file.write_all(line.as_bytes())
+        let Some(file) = &self.file else { return };
+        if let Err(e) = file.make_writer().write_all(line.as_bytes())
             && !self.failed.swap(true, Ordering::Relaxed)
         {
             say(&format!("warning: cannot write process.log: {e}; the record has gaps from here"));
@@ -255,9 +263,8 @@ fn record_panics() {
 mod tests {
     use super::*;
 
-    fn recording(threshold: Level, file: &Path) -> Record {
-        let file = OpenOptions::new().append(true).create(true).open(file).unwrap();
-        Record { file: Some(file), threshold, terminal: Level(255), failed: AtomicBool::new(false) }
+    fn recording(threshold: Level, folder: &Path) -> Record {
+        Record { file: Some(open(folder).unwrap()), threshold, terminal: Level(255), failed: AtomicBool::new(false) }
     }
 
     #[test]
@@ -298,7 +305,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("process.log");
         std::fs::write(&path, "before\n").unwrap();
-        let subscriber = tracing_subscriber::registry().with(recording(Level::INFO, &path));
+        let subscriber = tracing_subscriber::registry().with(recording(Level::INFO, folder.path()));
         tracing::subscriber::with_default(subscriber, || {
             tracing::debug!("not this");
             tracing::info!(boxes = 3, name = "a b", "kept");
@@ -318,7 +325,7 @@ mod tests {
     fn at_critical_errors_are_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("process.log");
-        let subscriber = tracing_subscriber::registry().with(recording(Level::CRITICAL, &path));
+        let subscriber = tracing_subscriber::registry().with(recording(Level::CRITICAL, folder.path()));
         tracing::subscriber::with_default(subscriber, || {
             tracing::error!("an error");
             tracing::error!(critical = true, "the end");
@@ -333,9 +340,9 @@ mod tests {
         let path = folder.path().join("process.log");
         std::thread::scope(|scope| {
             for writer in 0..8 {
-                let path = &path;
+                let folder = folder.path();
                 scope.spawn(move || {
-                    let record = recording(Level::INFO, path);
+                    let record = recording(Level::INFO, folder);
                     let text = format!("{writer}").repeat(3000);
                     for _ in 0..50 {
                         record.write(&line(Level::INFO, Some("x.rs"), Some(1), &text));

@@ -174,6 +174,26 @@ fn pretrained_weights_that_do_not_fit_or_are_not_there_are_errors() {
 }
 
 #[test]
+fn a_label_map_that_the_users_own_config_names_is_read() {
+    let folder = project();
+    let at = |name: &str| folder.path().join(name);
+    let config = fs::read_to_string(at("tiny.config")).unwrap();
+    let named = config.replace("train_input_reader {", "train_input_reader {\n  label_map_path: \"maps/mine.pbtxt\"");
+    assert_ne!(config, named);
+    fs::write(at("tiny.config"), named).unwrap();
+    fs::create_dir(at("maps")).unwrap();
+    fs::copy(at("label_map.pbtxt"), at("maps/mine.pbtxt")).unwrap();
+    fs::remove_file(at("label_map.pbtxt")).unwrap();
+    trained(folder.path(), &["-s", "1", "-e", "False"]);
+
+    // One that is not there, as in the zoo's own files, gives way to tfgen's, and is said to.
+    fs::rename(at("maps/mine.pbtxt"), at("label_map.pbtxt")).unwrap();
+    let output = trained(folder.path(), &["-s", "2", "-e", "False"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("maps/mine.pbtxt") && text.contains("./label_map.pbtxt"), "{text}");
+}
+
+#[test]
 fn what_is_missing_without_a_terminal_is_an_error_that_names_the_flag() {
     let folder = project();
     for (args, flag) in [

@@ -28,9 +28,9 @@ Examples:
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
-    /// Label map
-    #[arg(short = 'l', long = "label_file", value_name = "FILE", default_value = "./label_map.pbtxt")]
-    label_file: PathBuf,
+    /// Label map [default: the one that --pipeline_config names if it is there, else ./label_map.pbtxt]
+    #[arg(short = 'l', long = "label_file", value_name = "FILE")]
+    label_file: Option<PathBuf>,
     /// Start anew: empty the train and eval folders of this model first
     #[arg(short = 'r', long = "reset", value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true)]
     #[arg(default_value = "false", default_missing_value = "true", value_parser = crate::flags::boolean)]
@@ -96,10 +96,11 @@ pub fn run(args: Args) -> Result<()> {
         None => zoo_model.context("a model was chosen")?.config(Path::new("."))?,
     };
     let num_steps = num_steps(&args, &config)?;
-    let label_map = LabelMap::load(&args.label_file).with_context(|| {
-        format!("label map {}: name another with --label_file, or let `odh tfgen` write one", args.label_file.display())
+    let label_file = label_file(&args, &config);
+    let label_map = LabelMap::load(&label_file).with_context(|| {
+        format!("label map {}: name another with --label_file, or let `odh tfgen` write one", label_file.display())
     })?;
-    pipeline::apply(&mut config, &overrides(&args, &label_map, num_steps)?)?;
+    pipeline::apply(&mut config, &overrides(&args, label_file, &label_map, num_steps))?;
     let notes = pipeline::check_supported(&config).with_context(|| source.clone())?;
     let train_config = config.train_config.clone().with_context(|| format!("{source}: train_config is not set"))?;
     let model = models::from_config(&config).with_context(|| source.clone())?;
@@ -211,16 +212,33 @@ fn num_steps(args: &Args, config: &pb::TrainEvalPipelineConfig) -> Result<u32> {
     })
 }
 
-fn overrides(args: &Args, label_map: &LabelMap, num_steps: u32) -> Result<Overrides> {
-    Ok(Overrides {
+/// The label map: what the flag says, else what a config of the user's own names if it is there, else tfgen's.
+fn label_file(args: &Args, config: &pb::TrainEvalPipelineConfig) -> PathBuf {
+    if let Some(given) = &args.label_file {
+        return given.clone();
+    }
+    let default = PathBuf::from("./label_map.pbtxt");
+    let named = config.train_input_reader.as_ref().map_or("", pb::InputReader::label_map_path);
+    if args.pipeline_config.is_none() || named.is_empty() {
+        return default;
+    }
+    if Path::new(named).is_file() {
+        return PathBuf::from(named);
+    }
+    tracing::warn!("train_input_reader.label_map_path: `{named}` is not there; {} is read in its place", default.display());
+    default
+}
+
+fn overrides(args: &Args, label_file: PathBuf, label_map: &LabelMap, num_steps: u32) -> Overrides {
+    Overrides {
         num_classes: Some(label_map.num_classes()),
         batch_size: args.batch_size,
         num_steps: Some(num_steps),
-        label_map: Some(args.label_file.clone()),
+        label_map: Some(label_file),
         train_record: args.train_record.clone(),
         validate_record: args.validate_record.clone(),
         fine_tune_checkpoint: None,
-    })
+    }
 }
 
 /// The record files of an input reader.
