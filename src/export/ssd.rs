@@ -1,5 +1,6 @@
 //! What the writers of other programs' formats need to know of an SSD: its network and the numbers before and after it.
 
+use crate::backbones::faster_rcnn::Pixels;
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::BBox;
 use crate::detection::nms::NmsOptions;
@@ -37,18 +38,6 @@ pub struct Head {
     pub boxes: NodeId,
     /// Class predictions, background first, `[N, h, w, a * (K + 1)]`.
     pub classes: NodeId,
-}
-
-/// `scale * pixel + shift` of values in 0..255, RGB.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Pixels {
-    pub scale: f32,
-    pub shift: [f32; 3],
-}
-
-impl Pixels {
-    /// To [-1, 1], as the MobileNet and Inception feature extractors have it.
-    pub const MINUS_ONE_TO_ONE: Self = Self { scale: 2.0 / 255.0, shift: [-1.0; 3] };
 }
 
 impl<'a> SsdExport<'a> {

@@ -3,4 +3,7 @@
 pub mod builder;
 pub mod check;
 pub mod network;
+mod ops;
+mod parts;
 pub mod ssd;
+mod suppression;

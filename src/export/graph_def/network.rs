@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, bail};
 
 use super::builder::{Builder, Op as Node, Value};
+use super::ops::concat;
 use crate::net::graph::{Activation, BatchNorm, Graph, NodeId, Op, Padding, VariableId, Window};
 use crate::proto::tensorflow::DataType;
 
@@ -247,14 +248,6 @@ fn zeros_around(b: &mut Builder, name: &str, x: Value, pads: &[i64; 4]) -> Value
     let [top, left, bottom, right] = pads.map(|p| p as i32);
     let paddings = b.ints(&format!("{name}/paddings"), &[4, 2], &[0, 0, top, bottom, left, right, 0, 0]);
     b.add(name, Node::new("Pad", &[x, paddings]).typed("T").with("Tpaddings", DataType::DtInt32), x.dtype())
-}
-
-/// `parts` side by side along `axis`.
-pub fn concat(b: &mut Builder, name: &str, parts: &[Value], axis: i32) -> Value {
-    let axis = b.int(&format!("{name}/axis"), axis);
-    let inputs: Vec<Value> = parts.iter().copied().chain([axis]).collect();
-    let op = Node::new("ConcatV2", &inputs).typed("T").with("N", parts.len() as i64).with("Tidx", DataType::DtInt32);
-    b.add(name, op, parts[0].dtype())
 }
 
 #[cfg(test)]

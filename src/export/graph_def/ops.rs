@@ -1,0 +1,64 @@
+//! Small pieces of a GraphDef that several writers use.
+
+use super::builder::{Builder, Op, Value};
+use crate::proto::tensorflow::DataType::{self, DtInt32};
+
+/// Columns `begin..end` of the last of `rank` dimensions.
+pub fn columns(b: &mut Builder, name: &str, x: Value, rank: usize, [begin, end]: [i32; 2]) -> Value {
+    let (mut from, mut sizes) = (vec![0; rank], vec![-1; rank]);
+    from[rank - 1] = begin;
+    sizes[rank - 1] = end - begin;
+    let first = b.ints(&format!("{name}/begin"), &[rank as i64], &from);
+    let size = b.ints(&format!("{name}/size"), &[rank as i64], &sizes);
+    b.add(name, Op::new("Slice", &[x, first, size]).typed("T").with("Index", DtInt32), x.dtype())
+}
+
+/// `x` with these sizes; one of them may be -1, what is left.
+pub fn reshape(b: &mut Builder, name: &str, x: Value, sizes: &[i32]) -> Value {
+    let sizes = b.ints(&format!("{name}/shape"), &[sizes.len() as i64], sizes);
+    b.add(name, Op::new("Reshape", &[x, sizes]).typed("T").with("Tshape", DtInt32), x.dtype())
+}
+
+/// The first or the second value, as a scalar condition says.
+pub fn select(b: &mut Builder, name: &str, condition: Value, values: [Value; 2]) -> Value {
+    let op = Op::new("Select", &[condition, values[0], values[1]]).with("T", values[0].dtype());
+    b.add(name, op, values[0].dtype())
+}
+
+/// All elements of `x` in one row.
+pub fn flatten(b: &mut Builder, name: &str, x: Value) -> Value {
+    reshape(b, name, x, &[-1])
+}
+
+/// Elements of `x` along its first dimension.
+pub fn gather(b: &mut Builder, name: &str, x: Value, indices: Value) -> Value {
+    let axis = b.int(&format!("{name}/axis"), 0);
+    let op = Op::new("GatherV2", &[x, indices, axis]);
+    let op = op.with("Tparams", x.dtype()).with("Tindices", indices.dtype()).with("Taxis", DtInt32);
+    b.add(name, op, x.dtype())
+}
+
+/// `x` as elements of another type.
+pub fn cast(b: &mut Builder, name: &str, x: Value, to: DataType) -> Value {
+    b.add(name, Op::new("Cast", &[x]).with("SrcT", x.dtype()).with("DstT", to), to)
+}
+
+/// `x + 1`, of an integer.
+pub fn increment(b: &mut Builder, x: Value) -> Value {
+    let one = b.int("add/y", 1);
+    b.same("add", "Add", &[x, one])
+}
+
+/// `parts` side by side along a new dimension `axis`; `parts` are of one shape.
+pub fn pack(b: &mut Builder, name: &str, parts: &[Value], axis: i64) -> Value {
+    let op = Op::new("Pack", parts).typed("T").with("N", parts.len() as i64).with("axis", axis);
+    b.add(name, op, parts[0].dtype())
+}
+
+/// `parts` side by side along `axis`.
+pub fn concat(b: &mut Builder, name: &str, parts: &[Value], axis: i32) -> Value {
+    let axis = b.int(&format!("{name}/axis"), axis);
+    let inputs: Vec<Value> = parts.iter().copied().chain([axis]).collect();
+    let op = Op::new("ConcatV2", &inputs).typed("T").with("N", parts.len() as i64).with("Tidx", DtInt32);
+    b.add(name, op, parts[0].dtype())
+}
