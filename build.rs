@@ -48,6 +48,7 @@ fn compile_shim(lib: &Path) -> Result<()> {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .file(folder.join("basics.cpp"))
+        .file(folder.join("crops.cpp"))
         .file(folder.join("ops.cpp"))
         .file(folder.join("optimizer.cpp"))
         .compile("odh_shim");

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use anyhow::{Result, bail};
 use prost_reflect::{DynamicMessage, FieldDescriptor, Value};
 
+use crate::backbones::faster_rcnn;
 use crate::config::text;
 use Support::{No, NoEffect, Only, Yes};
 
@@ -37,12 +38,12 @@ const fn all(name: &'static str, rest: Support) -> Message {
     Message { name, fields: &[], rest: Some(rest) }
 }
 
-const LATER: &str = "Faster R-CNN and R-FCN are not built yet";
 const QUEUES: &str = "pictures are read, shuffled and batched another way";
 const ONE_PROCESS: &str = "one process trains";
 const SUMMARIES: &str = "what evaluation draws is fixed";
 const KEYPOINTS: &str = "keypoints are not supported";
 const MASKS: &str = "masks are not supported";
+const NO_MASKS: &str = "there are no masks";
 const MULTICLASS: &str = "several scores a box are not supported";
 const PYRAMIDS: &str = "feature pyramids are not built";
 const SAMPLING: &str = "only hard_example_miner selects anchors here";
@@ -58,7 +59,7 @@ const TABLE: &[Message] = &[
     ]),
     fields("GraphRewriter", &[("quantization", No("quantization-aware training is not supported"))]),
     all("Quantization", No("quantization-aware training is not supported")),
-    fields("DetectionModel", &[("ssd", Yes), ("faster_rcnn", No(LATER))]),
+    fields("DetectionModel", &[("ssd", Yes), ("faster_rcnn", Yes)]),
 
     // SSD
     fields("Ssd", &[
@@ -102,16 +103,23 @@ const TABLE: &[Message] = &[
     all("GroupNorm", No("batch_norm is the only normalization")),
     fields("ImageResizer", &[
         ("fixed_shape_resizer", Yes),
-        ("keep_aspect_ratio_resizer", No("SSD needs a fixed_shape_resizer")),
-        ("identity_resizer", No("SSD needs a fixed_shape_resizer")),
+        // See `BY_PATH` for SSD.
+        ("keep_aspect_ratio_resizer", Yes),
+        ("identity_resizer", No("fixed_shape_resizer and keep_aspect_ratio_resizer are")),
     ]),
     fields("FixedShapeResizer", &[
         ("height", Yes), ("width", Yes),
         ("resize_method", Only(&["BILINEAR"], "pictures are resized bilinearly")),
         ("convert_to_grayscale", Only(FALSE, "networks take three channels")),
     ]),
-    all("KeepAspectRatioResizer", No("SSD needs a fixed_shape_resizer")),
-    all("IdentityResizer", No("SSD needs a fixed_shape_resizer")),
+    fields("KeepAspectRatioResizer", &[
+        ("min_dimension", Yes), ("max_dimension", Yes),
+        ("resize_method", Only(&["BILINEAR"], "pictures are resized bilinearly")),
+        ("pad_to_max_dimension", Only(FALSE, "pictures are not padded")),
+        ("convert_to_grayscale", Only(FALSE, "networks take three channels")),
+        ("per_channel_pad_value", NoEffect("pictures are not padded")),
+    ]),
+    all("IdentityResizer", No("fixed_shape_resizer and keep_aspect_ratio_resizer are")),
     fields("BoxCoder", &[
         ("faster_rcnn_box_coder", Yes), ("mean_stddev_box_coder", No("faster_rcnn_box_coder is")),
         ("square_box_coder", No("faster_rcnn_box_coder is")), ("keypoint_box_coder", No(KEYPOINTS)),
@@ -135,7 +143,7 @@ const TABLE: &[Message] = &[
     all("IoaSimilarity", No("iou_similarity is")),
     all("ThresholdedIouSimilarity", No("iou_similarity is")),
     fields("BoxPredictor", &[
-        ("convolutional_box_predictor", Yes), ("mask_rcnn_box_predictor", No(LATER)), ("rfcn_box_predictor", No(LATER)),
+        ("convolutional_box_predictor", Yes), ("mask_rcnn_box_predictor", Yes), ("rfcn_box_predictor", Yes),
         ("weight_shared_convolutional_box_predictor", No(PYRAMIDS)),
     ]),
     fields("ConvolutionalBoxPredictor", &[
@@ -146,13 +154,27 @@ const TABLE: &[Message] = &[
     ]),
     all("WeightSharedConvolutionalBoxPredictor", No(PYRAMIDS)),
     all("WeightSharedConvolutionalBoxPredictor.BoxEncodingsClipRange", No(PYRAMIDS)),
-    all("MaskRCNNBoxPredictor", No(LATER)),
-    all("RfcnBoxPredictor", No(LATER)),
+    fields("MaskRCNNBoxPredictor", &[
+        ("fc_hyperparams", Yes), ("use_dropout", Yes), ("dropout_keep_probability", Yes),
+        ("box_code_size", Only(&["4"], "a box has 4 numbers")),
+        ("conv_hyperparams", NoEffect("only masks would have these layers")),
+        ("predict_instance_masks", Only(FALSE, MASKS)),
+        ("mask_prediction_conv_depth", NoEffect(NO_MASKS)), ("mask_height", NoEffect(NO_MASKS)), ("mask_width", NoEffect(NO_MASKS)),
+        ("mask_prediction_num_conv_layers", NoEffect(NO_MASKS)), ("masks_are_class_agnostic", NoEffect(NO_MASKS)),
+        ("convolve_then_upsample_masks", NoEffect(NO_MASKS)),
+        ("predict_keypoints", Only(FALSE, KEYPOINTS)),
+        ("share_box_across_classes", Only(FALSE, "each class has a box of its own")),
+    ]),
+    fields("RfcnBoxPredictor", &[
+        ("conv_hyperparams", Yes), ("num_spatial_bins_height", Yes), ("num_spatial_bins_width", Yes), ("depth", Yes),
+        ("crop_height", Yes), ("crop_width", Yes),
+        ("box_code_size", Only(&["4"], "a box has 4 numbers")),
+    ]),
     fields("AnchorGenerator", &[
-        ("ssd_anchor_generator", Yes), ("grid_anchor_generator", No(LATER)), ("multiscale_anchor_generator", No(PYRAMIDS)),
+        ("ssd_anchor_generator", Yes), ("grid_anchor_generator", Yes), ("multiscale_anchor_generator", No(PYRAMIDS)),
     ]),
     all("SsdAnchorGenerator", Yes),
-    all("GridAnchorGenerator", No(LATER)),
+    all("GridAnchorGenerator", Yes),
     all("MultiscaleAnchorGenerator", No(PYRAMIDS)),
     fields("PostProcessing", &[("batch_non_max_suppression", Yes), ("score_converter", Yes), ("logit_scale", Yes)]),
     fields("BatchNonMaxSuppression", &[
@@ -192,8 +214,31 @@ const TABLE: &[Message] = &[
     all("HardExampleMiner", Yes),
 
     // Faster R-CNN and R-FCN
-    all("FasterRcnn", No(LATER)),
-    all("FasterRcnnFeatureExtractor", No(LATER)),
+    fields("FasterRcnn", &[
+        ("number_of_stages", Only(&["2"], "there are proposals and their classification; a third stage would make masks")),
+        ("num_classes", Yes), ("image_resizer", Yes), ("feature_extractor", Yes), ("first_stage_anchor_generator", Yes),
+        ("first_stage_atrous_rate", Yes), ("first_stage_box_predictor_conv_hyperparams", Yes),
+        ("first_stage_box_predictor_kernel_size", Yes), ("first_stage_box_predictor_depth", Yes), ("first_stage_minibatch_size", Yes),
+        ("first_stage_positive_balance_fraction", Yes), ("first_stage_nms_score_threshold", Yes), ("first_stage_nms_iou_threshold", Yes),
+        ("first_stage_max_proposals", Yes), ("first_stage_localization_loss_weight", Yes), ("first_stage_objectness_loss_weight", Yes),
+        ("initial_crop_size", Yes), ("maxpool_kernel_size", Yes), ("maxpool_stride", Yes), ("second_stage_box_predictor", Yes),
+        ("second_stage_batch_size", Yes), ("second_stage_balance_fraction", Yes), ("second_stage_post_processing", Yes),
+        ("second_stage_localization_loss_weight", Yes), ("second_stage_classification_loss_weight", Yes),
+        ("second_stage_mask_prediction_loss_weight", NoEffect(NO_MASKS)), ("resize_masks", NoEffect(NO_MASKS)),
+        // See `BY_PATH` for the fields of this one.
+        ("hard_example_miner", Yes), ("second_stage_classification_loss", Yes),
+        ("inplace_batchnorm_update", NoEffect("moving averages are updated once a step either way")),
+        ("use_matmul_crop_and_resize", NoEffect("it gives the same crops")),
+        ("use_matmul_gather_in_matcher", NoEffect("it gives the same matches")),
+        ("use_static_shapes_for_eval", NoEffect("it gives the same detections")),
+        ("clip_anchors_to_image", Only(FALSE, "in training, anchors that leave the picture are pruned")),
+        ("use_static_balanced_label_sampler", Only(FALSE, "samples are as large as they can be")),
+        ("use_static_shapes", Only(FALSE, "samples are as large as they can be")),
+    ]),
+    fields("FasterRcnnFeatureExtractor", &[
+        ("type", Only(faster_rcnn::TYPES, "that feature extractor is not built")),
+        ("first_stage_features_stride", Yes), ("batch_norm_trainable", Yes),
+    ]),
 
     // Training
     fields("TrainConfig", &[
@@ -324,6 +369,8 @@ const TABLE: &[Message] = &[
     ]),
 ];
 
+const UNCOUNTED: &str = "Faster R-CNN's miner does not tell positives from negatives";
+
 const NOT_WRITTEN: &str = "this augmentation is not built";
 
 /// Crops always clip the boxes that they cut.
@@ -331,6 +378,17 @@ const CLIPPED: &[(&str, Support)] = &[("clip_boxes", Only(TRUE, "boxes that a cr
 
 /// Where a field means something else than elsewhere in its message.
 const BY_PATH: &[(&str, Support)] = &[
+    ("model.ssd.image_resizer.keep_aspect_ratio_resizer", No("SSD needs a fixed_shape_resizer")),
+    (
+        "model.faster_rcnn.second_stage_box_predictor.mask_rcnn_box_predictor.fc_hyperparams.op",
+        Only(&["FC"], "these layers are fully connected"),
+    ),
+    (
+        "model.faster_rcnn.second_stage_box_predictor.mask_rcnn_box_predictor.fc_hyperparams.batch_norm",
+        No("these layers have biases"),
+    ),
+    ("model.faster_rcnn.hard_example_miner.max_negatives_per_positive", NoEffect(UNCOUNTED)),
+    ("model.faster_rcnn.hard_example_miner.min_negatives_per_image", NoEffect(UNCOUNTED)),
     ("train_input_reader.shuffle", Only(TRUE, "training pictures are always shuffled")),
     ("train_input_reader.num_epochs", No("train_config.num_steps says how long to train")),
 ];
@@ -520,7 +578,13 @@ mod tests {
         assert!(ssd("encode_background_as_zeros: true").contains("model.ssd.encode_background_as_zeros: true: "));
         assert!(ssd("image_resizer { keep_aspect_ratio_resizer {} }").contains("image_resizer.keep_aspect_ratio_resizer"));
         assert!(ssd("box_predictor { convolutional_box_predictor { box_code_size: 5 } }").contains("box_code_size: 5"));
-        assert!(refused("model { faster_rcnn { num_classes: 3 } }").contains("model.faster_rcnn is not supported: "));
+        let frcnn = |inner: &str| refused(&format!("model {{ faster_rcnn {{ {inner} }} }}"));
+        let masks =
+            "second_stage_box_predictor { mask_rcnn_box_predictor { predict_instance_masks: true predict_keypoints: true } }";
+        let text = frcnn(&format!("number_of_stages: 3 feature_extractor {{ type: 'faster_rcnn_vgg16' }} {masks}"));
+        for path in ["number_of_stages: 3", "feature_extractor.type", "predict_instance_masks", "predict_keypoints"] {
+            assert!(text.contains(path), "{path}: {text}");
+        }
         let text = refused(&format!(
             "{MODEL} train_config {{ data_augmentation_options {{ random_horizontal_flip {{}} }} data_augmentation_options {{ rgb_to_gray {{}} }} }}"
         ));

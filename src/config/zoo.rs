@@ -244,7 +244,6 @@ mod tests {
             let train = config.train_config.as_ref().unwrap();
             assert_eq!(train.fine_tune_checkpoint(), format!("model_zoo/{}/model.ckpt", model.folder));
             assert_eq!(pipeline::parse(&pipeline::to_text(&config), "again").unwrap(), config);
-            assert_eq!(model.is_built(), model.folder.starts_with("ssd_mobilenet_v1"), "{}", model.folder);
         }
     }
 

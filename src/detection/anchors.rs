@@ -105,6 +105,51 @@ impl SsdAnchors {
     }
 }
 
+/// Anchors of several sizes and shapes at every cell of one grid, in pixels of the resized picture (upstream grid_anchor_generator.py): the
+/// fields of the message `GridAnchorGenerator`, resolved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GridAnchors {
+    /// `[height, width]` of the anchor of scale 1 and ratio 1.
+    pub base_size_px: [f32; 2],
+    /// `[vertical, horizontal]` between cells.
+    pub stride_px: [f32; 2],
+    /// Centre of the first cell.
+    pub offset_px: [f32; 2],
+    pub scales: Vec<f32>,
+    /// Width over height.
+    pub aspect_ratios: Vec<f32>,
+}
+
+impl GridAnchors {
+    /// Anchors of a cell.
+    pub fn per_cell(&self) -> usize {
+        self.scales.len() * self.aspect_ratios.len()
+    }
+
+    /// All anchors, row by row, cell by cell, in a cell ratio by ratio and then by scale: `[A]`, in pixels.
+    ///
+    /// * `grid`: `[height, width]` of the feature map.
+    pub fn generate(&self, grid: [i64; 2]) -> Vec<BBox> {
+        let sizes: Vec<[f32; 2]> = self
+            .aspect_ratios
+            .iter()
+            .flat_map(|ratio| {
+                let root = ratio.sqrt();
+                self.scales.iter().map(move |scale| [scale / root * self.base_size_px[0], scale * root * self.base_size_px[1]])
+            })
+            .collect();
+        let mut anchors = Vec::with_capacity((grid[0] * grid[1]) as usize * sizes.len());
+        for y in 0..grid[0] {
+            for x in 0..grid[1] {
+                let cy = y as f32 * self.stride_px[0] + self.offset_px[0];
+                let cx = x as f32 * self.stride_px[1] + self.offset_px[1];
+                anchors.extend(sizes.iter().map(|[h, w]| [cy - 0.5 * h, cx - 0.5 * w, cy + 0.5 * h, cx + 0.5 * w]));
+            }
+        }
+        anchors
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +182,25 @@ mod tests {
         for (got, want) in all[0].iter().zip([c - 0.05, c - 0.05, c + 0.05, c + 0.05]) {
             assert!((got - want).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn grid_anchors_stand_on_the_cells_ratio_by_ratio_and_then_by_scale() {
+        let anchors = GridAnchors {
+            base_size_px: [256.0, 256.0],
+            stride_px: [16.0, 8.0],
+            offset_px: [0.0, 4.0],
+            scales: vec![0.5, 1.0],
+            aspect_ratios: vec![1.0, 4.0],
+        };
+        assert_eq!(anchors.per_cell(), 4);
+        let all = anchors.generate([2, 3]);
+        assert_eq!(all.len(), 24);
+        assert_eq!(all[0], [-64.0, -60.0, 64.0, 68.0]);
+        assert_eq!(all[1], [-128.0, -124.0, 128.0, 132.0]);
+        assert_eq!(all[2], [-32.0, -124.0, 32.0, 132.0]);
+        assert_eq!(all[4], [-64.0, -52.0, 64.0, 76.0]);
+        assert_eq!(all[12], [-48.0, -60.0, 80.0, 68.0]);
     }
 
     #[test]

@@ -43,6 +43,11 @@ pub fn iou(a: &BBox, b: &BBox) -> f32 {
     intersection / (area(a) + area(b) - intersection)
 }
 
+/// A box times `[vertical, horizontal]` factors.
+pub fn scale(b: &BBox, [y, x]: [f32; 2]) -> BBox {
+    [b[0] * y, b[1] * x, b[2] * y, b[3] * x]
+}
+
 /// The part of a box inside `window`.
 pub fn clip(b: &BBox, window: &BBox) -> BBox {
     let y = |v: f32| v.min(window[2]).max(window[0]);

@@ -21,11 +21,11 @@ pub struct NmsOptions {
 pub fn nms(boxes: &[BBox], scores: &[f32], iou_threshold: f32, max: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..boxes.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
-    suppress(boxes, &order, iou_threshold, max)
+    suppress(|i| &boxes[i], &order, iou_threshold, max)
 }
 
 /// As `nms`, with the candidates already in order.
-fn suppress(boxes: &[BBox], order: &[usize], iou_threshold: f32, max: usize) -> Vec<usize> {
+fn suppress<'b>(boxes: impl Fn(usize) -> &'b BBox, order: &[usize], iou_threshold: f32, max: usize) -> Vec<usize> {
     let mut kept: Vec<usize> = Vec::new();
     // Corners and areas of the kept boxes, side by side: the inner loop reads nothing else.
     let mut kept_boxes: Vec<(BBox, f32)> = Vec::new();
@@ -33,7 +33,7 @@ fn suppress(boxes: &[BBox], order: &[usize], iou_threshold: f32, max: usize) -> 
         if kept.len() >= max {
             break;
         }
-        let b = sorted_corners(&boxes[i]);
+        let b = sorted_corners(boxes(i));
         let size = area(&b);
         if !kept_boxes.iter().any(|(k, k_size)| overlaps_more(&b, size, k, *k_size, iou_threshold)) {
             kept.push(i);
@@ -66,30 +66,47 @@ pub(super) fn overlaps_more(a: &BBox, a_size: f32, b: &BBox, b_size: f32, thresh
 /// * `scores`: `[A * K]`, row-major, without background.
 /// * `window`: boxes are clipped to it.
 pub fn multiclass(boxes: &[BBox], scores: &[f32], num_classes: usize, window: &BBox, options: &NmsOptions) -> Detections {
-    assert!(
-        scores.len() == boxes.len() * num_classes,
-        "{} scores for {} boxes of {num_classes} classes",
-        scores.len(),
-        boxes.len()
-    );
     let clipped: Vec<BBox> = boxes.iter().map(|b| clip(b, window)).collect();
+    multiclass_clipped(ClassBoxes::Shared(&clipped), scores, num_classes, options)
+}
+
+/// The boxes of every class.
+#[derive(Debug, Clone, Copy)]
+pub enum ClassBoxes<'a> {
+    /// `[A]`, the same for all.
+    Shared(&'a [BBox]),
+    /// `[A * K]`, row-major.
+    Own(&'a [BBox]),
+}
+
+/// As [`multiclass`], of boxes that are clipped already.
+pub fn multiclass_clipped(boxes: ClassBoxes, scores: &[f32], num_classes: usize, options: &NmsOptions) -> Detections {
+    let rows = match boxes {
+        ClassBoxes::Shared(boxes) => boxes.len(),
+        ClassBoxes::Own(boxes) => boxes.len() / num_classes,
+    };
+    assert!(scores.len() == rows * num_classes, "{} scores for {rows} boxes of {num_classes} classes", scores.len());
+    let clipped = |i: usize, class: usize| match boxes {
+        ClassBoxes::Shared(boxes) => &boxes[i],
+        ClassBoxes::Own(boxes) => &boxes[i * num_classes + class],
+    };
     let mut found: Vec<(f32, usize, usize)> = Vec::new();
     let mut order: Vec<usize> = Vec::new();
     for class in 0..num_classes {
         order.clear();
         order.extend(
-            (0..boxes.len()).filter(|&i| scores[i * num_classes + class] > options.score_threshold && area(&clipped[i]) > 0.0),
+            (0..rows).filter(|&i| scores[i * num_classes + class] > options.score_threshold && area(clipped(i, class)) > 0.0),
         );
         let score = |i: usize| scores[i * num_classes + class];
         order.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
-        let kept = suppress(&clipped, &order, options.iou_threshold, options.max_per_class);
+        let kept = suppress(|i| clipped(i, class), &order, options.iou_threshold, options.max_per_class);
         found.extend(kept.into_iter().map(|i| (score(i), class, i)));
     }
     // Stable: equal scores stay in the order of their classes, as TensorFlow's top_k keeps the lower index first.
     found.sort_by(|a, b| b.0.total_cmp(&a.0));
     found.truncate(options.max_total);
     Detections {
-        boxes: found.iter().map(|&(_, _, i)| clipped[i]).collect(),
+        boxes: found.iter().map(|&(_, c, i)| *clipped(i, c)).collect(),
         scores: found.iter().map(|&(s, _, _)| s).collect(),
         classes: found.iter().map(|&(_, c, _)| c).collect(),
     }

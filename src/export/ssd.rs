@@ -5,7 +5,8 @@ use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::BBox;
 use crate::detection::nms::NmsOptions;
 use crate::models::DetectionModel;
-use crate::models::ssd::{ScoreConverter, Ssd};
+use crate::models::post_processing::ScoreConverter;
+use crate::models::ssd::Ssd;
 use crate::net::graph::{Graph, NodeId};
 
 /// A single shot detector with a resizer of fixed size.

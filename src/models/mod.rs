@@ -11,7 +11,12 @@ use crate::net::graph::Variable;
 use crate::net::variables::Variables;
 use crate::proto::object_detection::protos as pb;
 
+pub mod box_classifier;
 pub mod box_predictor;
+pub mod faster_rcnn;
+mod faster_rcnn_config;
+pub mod post_processing;
+pub mod rpn;
 pub mod ssd;
 mod ssd_config;
 
@@ -77,9 +82,9 @@ pub fn from_config(config: &pb::TrainEvalPipelineConfig) -> Result<Box<dyn Detec
     let model = config.model.as_ref().context("the pipeline config has no `model`")?;
     match &model.model {
         Some(pb::detection_model::Model::Ssd(ssd)) => Ok(Box::new(ssd::Ssd::from_config(ssd)?)),
-        Some(pb::detection_model::Model::FasterRcnn(_)) => {
-            bail!("model.faster_rcnn: Faster R-CNN and R-FCN are not built yet; choose an SSD model")
+        Some(pb::detection_model::Model::FasterRcnn(faster_rcnn)) => {
+            Ok(Box::new(faster_rcnn::FasterRcnn::from_config(faster_rcnn)?))
         }
-        None => bail!("the pipeline config's `model` is empty: set model.ssd"),
+        None => bail!("the pipeline config's `model` is empty: set model.ssd or model.faster_rcnn"),
     }
 }

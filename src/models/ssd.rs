@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::box_predictor::Predicted;
+use super::post_processing::{ScoreConverter, host_values};
 use super::{DetectionModel, Frozen, Losses, ssd_config};
 use crate::data::resize::Resizer;
 use crate::detection::box_coder::BoxCoder;
@@ -56,24 +57,6 @@ pub struct LossOptions {
     pub normalize_by_code_size: bool,
     /// Of anchors that match nothing.
     pub negative_class_weight: f32,
-}
-
-/// From logits to scores.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum ScoreConverter {
-    Identity { logit_scale: f64 },
-    Sigmoid { logit_scale: f64 },
-    Softmax { logit_scale: f64 },
-}
-
-impl ScoreConverter {
-    fn convert(self, logits: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::Identity { logit_scale } => logits / logit_scale,
-            Self::Sigmoid { logit_scale } => (logits / logit_scale).f_sigmoid()?,
-            Self::Softmax { logit_scale } => (logits / logit_scale).f_softmax(-1, Kind::Float)?,
-        })
-    }
 }
 
 /// What the network says of a batch.
@@ -290,12 +273,6 @@ impl Ssd {
             })
             .collect())
     }
-}
-
-/// A tensor's values, row by row; a GPU waits here.
-fn host_values(x: &Tensor) -> Result<Vec<f32>> {
-    let flat = x.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_view([-1])?;
-    Ok(Vec::<f32>::try_from(&flat)?)
 }
 
 impl DetectionModel for Ssd {

@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, bail};
 
 use super::box_predictor::{ConvolutionalBoxPredictor, Predicted};
-use super::ssd::{LossOptions, ScoreConverter};
+use super::post_processing::{self, ScoreConverter};
+use super::ssd::LossOptions;
 use crate::backbones::Depth;
 use crate::backbones::mobilenet_v1::{mobilenet_v1, slim_scope};
 use crate::backbones::ssd_feature_maps::{FeatureMapOptions, Source, multi_resolution_feature_maps};
@@ -232,25 +233,5 @@ pub fn loss(config: &pb::Ssd) -> Result<LossOptions> {
 /// Suppression and score conversion.
 pub fn post_processing(config: &pb::Ssd) -> Result<(NmsOptions, ScoreConverter)> {
     let post = config.post_processing.as_ref().context("model.ssd.post_processing is not set")?;
-    let default = pb::BatchNonMaxSuppression::default();
-    let nms = post.batch_non_max_suppression.as_ref().unwrap_or(&default);
-    let count = |name: &str, value: i32| {
-        usize::try_from(value)
-            .ok()
-            .filter(|&n| n > 0)
-            .with_context(|| format!("model.ssd.post_processing.batch_non_max_suppression.{name}: {value}"))
-    };
-    let options = NmsOptions {
-        score_threshold: nms.score_threshold(),
-        iou_threshold: nms.iou_threshold(),
-        max_per_class: count("max_detections_per_class", nms.max_detections_per_class())?,
-        max_total: count("max_total_detections", nms.max_total_detections())?,
-    };
-    let logit_scale = f64::from(post.logit_scale());
-    let converter = match post.score_converter() {
-        pb::post_processing::ScoreConverter::Identity => ScoreConverter::Identity { logit_scale },
-        pb::post_processing::ScoreConverter::Sigmoid => ScoreConverter::Sigmoid { logit_scale },
-        pb::post_processing::ScoreConverter::Softmax => ScoreConverter::Softmax { logit_scale },
-    };
-    Ok((options, converter))
+    post_processing::from_config(post, "model.ssd.post_processing")
 }

@@ -84,6 +84,14 @@ impl Scope {
     }
 }
 
+/// `[N, I] -> [N, channels]`, with biases and without normalization.
+pub fn fully_connected(graph: &mut Graph, x: NodeId, scope: &Scope, channels: i64, with: &ConvScope) -> NodeId {
+    let shape = vec![graph.channels(x), channels];
+    let weights = declare_weights(graph, format!("{}/weights", scope.variables), shape, VariableKind::FullyConnected, with);
+    let y = graph.push(&format!("{}/MatMul", scope.ops), Op::FullyConnected { weights }, &[x], channels);
+    finish(graph, y, scope, &ConvScope { batch_norm: None, ..*with })
+}
+
 fn declare_weights(graph: &mut Graph, name: String, shape: Vec<i64>, kind: VariableKind, with: &ConvScope) -> VariableId {
     graph.declare(Variable {
         name,

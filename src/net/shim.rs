@@ -9,9 +9,11 @@ use anyhow::{Context, Result, anyhow, bail};
 use tch::Tensor;
 use torch_sys::C_tensor;
 
+mod crops;
 mod ops;
 mod optimizer;
 
+pub use crops::crop_and_resize;
 pub use ops::{Act, BatchNorm, ConvGeometry, affine_act, batch_norm_train, depthwise_conv2d};
 pub use optimizer::{Rule, Update, l2_loss, optimizer_step, take_grad};
 

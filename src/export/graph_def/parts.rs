@@ -5,7 +5,7 @@ use super::ops::{columns, concat};
 use super::suppression::Found;
 use crate::backbones::faster_rcnn::Pixels;
 use crate::detection::box_coder::BoxCoder;
-use crate::models::ssd::ScoreConverter;
+use crate::models::post_processing::ScoreConverter;
 use crate::proto::tensorflow::DataType::{DtFloat, DtUint8};
 
 /// `image_tensor`: uint8 `[N, height, width, 3]`, RGB, of any size.

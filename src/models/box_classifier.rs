@@ -1,0 +1,372 @@
+//! The second stage of Faster R-CNN (Girshick, Fast R-CNN, arXiv:1504.08083) and of R-FCN (Dai et al., arXiv:1605.06409): what is in each
+//! proposal, and where exactly (upstream meta_architectures/faster_rcnn_meta_arch.py, rfcn_meta_arch.py, core/box_predictor.py).
+
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use super::post_processing::{ScoreConverter, host_values};
+use super::rpn::{Proposals, window_px};
+use crate::detection::box_coder::BoxCoder;
+use crate::detection::boxes::{BBox, Detections, Groundtruth, clip, scale};
+use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
+use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
+use crate::detection::matcher::{ArgMaxMatcher, Match};
+use crate::detection::nms::{ClassBoxes, NmsOptions, multiclass_clipped};
+use crate::detection::sampler::{BalancedSampler, Shuffle};
+use crate::detection::target_assigner::{Targets, assign};
+use crate::net::exec::Outputs;
+use crate::net::graph::{Graph, NodeId, Op};
+use crate::net::graph::{Padding, Window};
+use crate::net::layers::{ConvScope, Scope, conv2d, fully_connected};
+use crate::net::shim::crop_and_resize;
+
+/// Which proposals hold an object.
+///
+/// Source: upstream core/target_assigner.py, `create_target_assigner('FasterRCNN', 'detection')`.
+const MATCHER: ArgMaxMatcher = ArgMaxMatcher {
+    matched_threshold: 0.5,
+    unmatched_threshold: 0.5,
+    negatives_lower_than_unmatched: true,
+    force_match_for_each_row: false,
+};
+
+/// Bytes of crops that are classified at a time in inference; fewer take less memory, more keep a GPU busy.
+const CROPS_CPU: usize = 96 << 20;
+const CROPS_GPU: usize = 768 << 20;
+
+/// How proposals meet the map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Regions {
+    /// Each is cropped from the map and resized to this side; the graph runs on the crops.
+    Crops { side: i64 },
+    /// The graph runs on the map, and gives a group of maps for each of `[vertical, horizontal]` bins; each bin of a proposal averages what
+    /// its own group has there, sampled at `crop` points of the whole proposal.
+    PositionSensitive { bins: [i64; 2], crop: [i64; 2] },
+}
+
+/// A second stage, without its variables.
+#[derive(Debug, Clone)]
+pub struct BoxClassifier {
+    pub num_classes: usize,
+    pub regions: Regions,
+    /// From crops, or the map, to `refined_box_encodings` and `class_predictions`.
+    pub graph: Arc<Graph>,
+    /// The node that the predictors start from.
+    pub features: NodeId,
+    pub coder: BoxCoder,
+    /// Which proposals training looks at, where there is no miner.
+    pub sampler: BalancedSampler,
+    /// Which of all proposals count in the losses.
+    pub miner: Option<HardExampleMiner>,
+    pub classification: ClassificationLoss,
+    pub localization_weight: f64,
+    pub classification_weight: f64,
+    pub nms: NmsOptions,
+    pub converter: ScoreConverter,
+}
+
+/// The proposals of a batch, as the second stage sees them: one list, picture by picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Regioned {
+    /// `[height, width]` of the pictures.
+    pub picture_px: [usize; 2],
+    /// How many are of each picture. `[N]`
+    pub counts: Vec<usize>,
+    /// `[R]`
+    pub boxes: Vec<BBox>,
+    /// The same in pixels, computed from the normalized ones as upstream does. `[R]`
+    pub boxes_px: Vec<BBox>,
+}
+
+/// What the second stage says of `R` proposals.
+#[derive(Debug)]
+pub struct Classified {
+    /// For each class relative to the proposal: `[R, K, 4]`.
+    pub refined_box_encodings: Tensor,
+    /// Logits, background first: `[R, K + 1]`.
+    pub class_predictions: Tensor,
+}
+
+/// The losses, weighted and normalized, and what they were made from.
+#[derive(Debug)]
+pub struct BoxClassifierLoss {
+    pub localization: Tensor,
+    pub classification: Tensor,
+    /// A picture each.
+    pub targets: Vec<Targets>,
+}
+
+/// Appends fully connected predictors on the mean of the features (upstream `MaskRCNNBoxPredictor`).
+///
+/// * `dropout_keep`: of the features in training, if any are dropped.
+pub fn append_fully_connected(
+    graph: &mut Graph,
+    features: NodeId,
+    num_classes: usize,
+    dropout_keep: Option<f64>,
+    with: &ConvScope,
+) {
+    let scope = Scope::new("SecondStageBoxPredictor");
+    let channels = graph.channels(features);
+    let mut x = graph.push(&format!("{}/AvgPool", scope.ops), Op::GlobalMean, &[features], channels);
+    if let Some(keep) = dropout_keep {
+        x = graph.push(&format!("{}/Dropout", scope.ops), Op::Dropout { keep }, &[x], channels);
+    }
+    let k = num_classes as i64;
+    for (name, columns, output) in [("BoxEncodingPredictor", 4 * k, BOXES), ("ClassPredictor", k + 1, CLASSES)] {
+        let y = fully_connected(graph, x, &scope.child(name), columns, &with.linear());
+        graph.output(output, y);
+    }
+}
+
+/// Appends position-sensitive score maps (upstream `RfcnBoxPredictor`).
+///
+/// * `depth`: channels that the features are reduced to first.
+pub fn append_position_sensitive(
+    graph: &mut Graph,
+    features: NodeId,
+    num_classes: usize,
+    (bins, depth): ([i64; 2], i64),
+    with: &ConvScope,
+) {
+    let scope = Scope::new("SecondStageBoxPredictor");
+    let point = Window::square(1, 1, Padding::Same);
+    let x = conv2d(graph, features, &scope.child("reduce_depth"), depth, point, with);
+    let k = num_classes as i64;
+    // As the arg scope has it, these have its batch norm, though no activation.
+    let raw = ConvScope { activation: None, ..*with };
+    for (name, columns, output) in [("refined_locations", 4 * k, BOXES), ("class_predictions", k + 1, CLASSES)] {
+        let y = conv2d(graph, x, &scope.child(name), bins[0] * bins[1] * columns, point, &raw);
+        graph.output(output, y);
+    }
+}
+
+const BOXES: &str = "refined_box_encodings";
+const CLASSES: &str = "class_predictions";
+
+impl Regioned {
+    /// * `boxes_px`: a picture each.
+    pub fn new<'b>(boxes_px: impl IntoIterator<Item = &'b [BBox]>, picture_px: [usize; 2]) -> Self {
+        let mut regions = Self { picture_px, counts: Vec::new(), boxes: Vec::new(), boxes_px: Vec::new() };
+        let size = picture_px.map(|side| side as f32);
+        for boxes in boxes_px {
+            regions.counts.push(boxes.len());
+            regions.boxes.extend(boxes.iter().map(|b| scale(b, size.map(|side| 1.0 / side))));
+        }
+        regions.boxes_px = regions.boxes.iter().map(|b| scale(b, size)).collect();
+        regions
+    }
+
+    /// Which picture each is of. `[R]`
+    pub fn pictures(&self) -> Vec<i64> {
+        self.counts.iter().enumerate().flat_map(|(i, &n)| std::iter::repeat_n(i as i64, n)).collect()
+    }
+
+    /// The rows of each picture.
+    fn ranges(&self) -> Vec<std::ops::Range<usize>> {
+        let mut start = 0;
+        self.counts
+            .iter()
+            .map(|&n| {
+                start += n;
+                start - n..start
+            })
+            .collect()
+    }
+}
+
+impl BoxClassifier {
+    /// The proposals that training looks at: a sample balanced between objects and background, or with a miner all.
+    pub fn sample(&self, proposals: &[Proposals], groundtruth_px: &[Groundtruth], shuffle: &mut Shuffle) -> Vec<Vec<BBox>> {
+        proposals
+            .iter()
+            .zip(groundtruth_px)
+            .map(|(p, g)| {
+                if self.miner.is_some() {
+                    return p.boxes_px.clone();
+                }
+                let targets = assign(&MATCHER, &self.coder, &p.boxes_px, g, 1.0);
+                let positive: Vec<bool> = targets.classes.iter().map(|&c| c > 0).collect();
+                let mut candidate: Vec<bool> = targets.class_weights.iter().map(|&w| w > 0.0).collect();
+                if !candidate.contains(&true) {
+                    candidate.fill(true);
+                }
+                self.sampler.sample(&candidate, &positive, shuffle).into_iter().map(|i| p.boxes_px[i]).collect()
+            })
+            .collect()
+    }
+
+    /// Classifies all regions at once, for training.
+    pub fn classify(&self, map: &Tensor, regions: &Regioned, run: impl FnOnce(&Tensor) -> Result<Outputs>) -> Result<Classified> {
+        match self.regions {
+            Regions::Crops { side } => {
+                let outputs = run(&crop_and_resize(map, &regions.boxes, &regions.pictures(), [side; 2])?)?;
+                self.classified(outputs[BOXES].shallow_clone(), outputs[CLASSES].shallow_clone())
+            }
+            Regions::PositionSensitive { bins, crop } => {
+                let outputs = run(map)?;
+                let pooled = |name: &str| position_sensitive(&outputs[name], regions, bins, crop);
+                self.classified(pooled(BOXES)?, pooled(CLASSES)?)
+            }
+        }
+    }
+
+    /// As `classify`, in parts of bounded memory, for inference.
+    pub fn classify_in_parts(
+        &self,
+        map: &Tensor,
+        regions: &Regioned,
+        run: impl Fn(&Tensor) -> Result<Outputs>,
+    ) -> Result<Classified> {
+        let Regions::Crops { side } = self.regions else { return self.classify(map, regions, run) };
+        let budget = if map.device() == Device::Cpu { CROPS_CPU } else { CROPS_GPU };
+        let crop = (map.size()[1] * side * side) as usize * size_of::<f32>();
+        let rows = (budget / crop).max(1);
+        let pictures = regions.pictures();
+        let (mut boxes, mut classes) = (Vec::new(), Vec::new());
+        for (part, of) in regions.boxes.chunks(rows).zip(pictures.chunks(rows)) {
+            let outputs = run(&crop_and_resize(map, part, of, [side; 2])?)?;
+            boxes.push(outputs[BOXES].shallow_clone());
+            classes.push(outputs[CLASSES].shallow_clone());
+        }
+        ensure!(!boxes.is_empty(), "there is no proposal to classify");
+        self.classified(Tensor::f_cat(&boxes, 0)?, Tensor::f_cat(&classes, 0)?)
+    }
+
+    /// * `boxes`: `[R, K * 4]`; `classes`: `[R, K + 1]`.
+    fn classified(&self, boxes: Tensor, classes: Tensor) -> Result<Classified> {
+        let refined_box_encodings = boxes.f_reshape([-1, self.num_classes as i64, 4])?; // [R, K, 4]
+        Ok(Classified { refined_box_encodings, class_predictions: classes })
+    }
+
+    /// The losses of a batch.
+    pub fn loss(&self, classified: &Classified, regions: &Regioned, groundtruth_px: &[Groundtruth]) -> Result<BoxClassifierLoss> {
+        let device = classified.class_predictions.device();
+        let n = groundtruth_px.len();
+        let ranges = regions.ranges();
+        let targets: Vec<Targets> = groundtruth_px
+            .par_iter()
+            .zip(&ranges)
+            .map(|(g, rows)| assign(&MATCHER, &self.coder, &regions.boxes_px[rows.clone()], g, 1.0))
+            .collect();
+        let r = regions.boxes.len() as i64;
+        let rows = |row: fn(&Targets) -> &[f32], shape: &[i64]| -> Result<Tensor> {
+            let flat: Vec<f32> = targets.iter().flat_map(|t| row(t).iter().copied()).collect();
+            Ok(Tensor::from_slice(&flat).f_view(shape)?.f_to_device(device)?)
+        };
+        let classes: Vec<i64> = targets.iter().flat_map(|t| t.classes.iter().copied()).collect();
+        // Each picture's proposals weigh the same, however many.
+        let normalizer: Vec<f32> =
+            regions.counts.iter().flat_map(|&count| std::iter::repeat_n(count as f32 * n as f32, count)).collect();
+        let normalizer = Tensor::from_slice(&normalizer).f_view([1, r])?.f_to_device(device)?;
+
+        // Of each proposal the box of its target class; background has none, and weighs nothing.
+        let own: Vec<i64> = classes.iter().map(|&c| (c - 1).max(0)).collect();
+        let own = Tensor::from_slice(&own).f_view([r, 1, 1])?.f_expand([r, 1, 4], false)?.f_to_device(device)?;
+        let boxes = classified.refined_box_encodings.f_gather(1, &own, false)?.f_view([1, r, 4])?;
+        let mut localization = LocalizationLoss::SmoothL1 { delta: 1.0 }.per_anchor(
+            &boxes,
+            &rows(|t| &t.codes, &[1, r, 4])?,
+            &rows(|t| &t.box_weights, &[1, r])?,
+        )? / &normalizer; // [1, R]
+        let classes = Tensor::from_slice(&classes).f_view([1, r])?.f_to_device(device)?;
+        let mut classification = self.classification.per_anchor(
+            &classified.class_predictions.f_unsqueeze(0)?,
+            &classes,
+            &rows(|t| &t.class_weights, &[1, r])?,
+        )? / &normalizer; // [1, R]
+        if let Some(miner) = &self.miner {
+            let mask = self.mine(miner, regions, &ranges, &localization, &classification)?;
+            let mask = Tensor::from_slice(&mask).f_view([1, r])?.f_to_device(device)?;
+            localization = localization.f_mul(&mask)?;
+            classification = classification.f_mul(&mask)?;
+        }
+        Ok(BoxClassifierLoss {
+            localization: localization.f_sum(Kind::Float)? * self.localization_weight,
+            classification: classification.f_sum(Kind::Float)? * self.classification_weight,
+            targets,
+        })
+    }
+
+    /// 1 for each proposal that counts. `[R]`
+    fn mine(
+        &self,
+        miner: &HardExampleMiner,
+        regions: &Regioned,
+        ranges: &[std::ops::Range<usize>],
+        localization: &Tensor,
+        classification: &Tensor,
+    ) -> Result<Vec<f32>> {
+        let rank = tch::no_grad(|| match miner.rank_by {
+            RankBy::Classification => classification.shallow_clone(),
+            RankBy::Localization => localization.shallow_clone(),
+            RankBy::Both => classification * self.classification_weight + localization * self.localization_weight,
+        });
+        let losses = host_values(&rank)?;
+        let mut mask = vec![0f32; losses.len()];
+        for rows in ranges {
+            // Upstream hands no matches to the miner here: negatives are not counted against positives.
+            let matches = vec![Match::Ignored; rows.len()];
+            let mined = miner.mine(&regions.boxes_px[rows.clone()], &losses[rows.clone()], &matches);
+            mined.selected.iter().for_each(|&i| mask[rows.start + i] = 1.0);
+        }
+        Ok(mask)
+    }
+
+    /// Decodes, scores and selects: a picture each.
+    pub fn postprocess(&self, classified: &Classified, regions: &Regioned) -> Result<Vec<Detections>> {
+        let scores = self.converter.convert(&classified.class_predictions)?.f_slice(1, 1, i64::MAX, 1)?; // [R, K]
+        let (scores, codes) = (host_values(&scores)?, host_values(&classified.refined_box_encodings)?);
+        let window = window_px(regions.picture_px);
+        let frame = [1.0 / window[2], 1.0 / window[3]];
+        let k = self.num_classes;
+        Ok(regions
+            .ranges()
+            .into_par_iter()
+            .map(|rows| {
+                let boxes: Vec<BBox> = rows
+                    .clone()
+                    .flat_map(|r| (0..k).map(move |class| (r, class)))
+                    .map(|(r, class)| {
+                        let at = (r * k + class) * 4;
+                        let decoded = self.coder.decode(&codes[at..at + 4], &regions.boxes_px[r]);
+                        // Suppression is done on normalized boxes, as upstream does it.
+                        scale(&clip(&decoded, &window), frame)
+                    })
+                    .collect();
+                multiclass_clipped(ClassBoxes::Own(&boxes), &scores[rows.start * k..rows.end * k], k, &self.nms)
+            })
+            .collect())
+    }
+}
+
+/// Averages each bin of each region over its own group of maps: `[N, bins * columns, h, w] -> [R, columns]`.
+///
+/// Source: upstream utils/ops.py, `position_sensitive_crop_regions` with `global_pool`.
+fn position_sensitive(maps: &Tensor, regions: &Regioned, bins: [i64; 2], crop: [i64; 2]) -> Result<Tensor> {
+    let groups = maps.f_chunk(bins[0] * bins[1], 1)?;
+    let pictures = regions.pictures();
+    let size = [crop[0] / bins[0], crop[1] / bins[1]];
+    let mut sum: Option<Tensor> = None;
+    for (i, group) in groups.iter().enumerate() {
+        let (y, x) = ((i as i64 / bins[1]) as f32, (i as i64 % bins[1]) as f32);
+        let boxes: Vec<BBox> = regions
+            .boxes
+            .iter()
+            .map(|b| {
+                let (dy, dx) = ((b[2] - b[0]) / bins[0] as f32, (b[3] - b[1]) / bins[1] as f32);
+                [b[0] + y * dy, b[1] + x * dx, b[0] + (y + 1.0) * dy, b[1] + (x + 1.0) * dx]
+            })
+            .collect();
+        let bin = crop_and_resize(group, &boxes, &pictures, size)?; // [R, columns, size]
+        sum = Some(match sum {
+            None => bin,
+            Some(sum) => sum + bin,
+        });
+    }
+    let sum = sum.ok_or_else(|| anyhow::anyhow!("a position-sensitive map needs at least one bin"))?;
+    Ok((sum / (bins[0] * bins[1]) as f64).f_mean_dim([2i64, 3].as_slice(), false, Kind::Float)?)
+}

@@ -1,0 +1,202 @@
+//! Faster R-CNN (Ren et al., arXiv:1506.01497) and R-FCN (Dai et al., arXiv:1605.06409; upstream
+//! meta_architectures/faster_rcnn_meta_arch.py, rfcn_meta_arch.py): proposals from a map of the picture, then a look at each.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use tch::{Kind, Tensor};
+
+use super::box_classifier::{BoxClassifier, BoxClassifierLoss, Classified, Regioned};
+use super::rpn::{FirstStage, Phase, Rpn, RpnLoss};
+use super::{DetectionModel, Frozen, Losses, faster_rcnn_config};
+use crate::backbones::faster_rcnn::{Pixels, RESTORED_SCOPES};
+use crate::data::resize::Resizer;
+use crate::detection::boxes::{Detections, Groundtruth, scale};
+use crate::detection::sampler::Shuffle;
+use crate::net::exec::{self, Inference, MovingUpdate};
+use crate::net::graph::{Graph, NodeId, Variable};
+use crate::net::variables::Variables;
+use crate::proto::object_detection::protos as pb;
+
+/// A Faster R-CNN or R-FCN without its variables.
+#[derive(Debug, Clone)]
+pub struct FasterRcnn {
+    pub(super) resizer: Resizer,
+    pub(super) pixels: Pixels,
+    /// From the preprocessed picture to `map`, `box_encodings` and `objectness`.
+    pub(super) first: Arc<Graph>,
+    /// The map that the proposal network's predictors read.
+    pub(super) rpn_features: NodeId,
+    pub(super) rpn: Rpn,
+    pub(super) classifier: BoxClassifier,
+    /// Of both graphs.
+    pub(super) variables: Vec<Variable>,
+}
+
+/// A training pass: the losses, and what they were made from.
+#[derive(Debug)]
+pub struct Pass {
+    pub first: FirstStage,
+    pub regions: Regioned,
+    /// None where there is no proposal.
+    pub classified: Option<Classified>,
+    pub rpn_loss: RpnLoss,
+    pub classifier_loss: Option<BoxClassifierLoss>,
+    pub moving: Vec<MovingUpdate>,
+}
+
+impl FasterRcnn {
+    /// # Errors
+    /// If the message sets a part that is not built, named by its field.
+    pub fn from_config(config: &pb::FasterRcnn) -> Result<Self> {
+        faster_rcnn_config::build(config)
+    }
+
+    /// The first stage's network.
+    pub fn first_graph(&self) -> &Arc<Graph> {
+        &self.first
+    }
+
+    /// The node of the map that the proposal network's predictors read.
+    pub fn rpn_features(&self) -> NodeId {
+        self.rpn_features
+    }
+
+    /// The proposal network.
+    pub fn rpn(&self) -> &Rpn {
+        &self.rpn
+    }
+
+    /// The second stage.
+    pub fn classifier(&self) -> &BoxClassifier {
+        &self.classifier
+    }
+
+    /// From `[N, H, W, 3]` in 0..255 to `[N, 3, H, W]` as the backbone wants it, in channels-last memory order.
+    pub fn preprocess(&self, images: &Tensor) -> Result<Tensor> {
+        let shift = Tensor::from_slice(&self.pixels.shift).f_view([1, 3, 1, 1])?.f_to_device(images.device())?;
+        let scaled = images.f_permute([0i64, 3, 1, 2])?.f_mul_scalar(self.pixels.scale)?;
+        Ok(scaled.f_add(&shift)?)
+    }
+
+    /// One pass with gradients.
+    ///
+    /// * `images`: as [`DetectionModel::losses`] has them.
+    pub fn train(
+        &self,
+        variables: &Variables,
+        images: &Tensor,
+        groundtruth: &[Groundtruth],
+        shuffle: &mut Shuffle,
+    ) -> Result<Pass> {
+        let picture_px = picture_size(images);
+        let groundtruth_px: Vec<Groundtruth> = groundtruth.iter().map(|g| in_pixels(g, picture_px)).collect();
+        let pass = exec::train(&self.first, variables, &self.preprocess(images)?)?;
+        let mut moving = pass.moving;
+        let first = self.rpn.gather(&pass.outputs, picture_px, Phase::Training)?;
+        let proposals = self.rpn.proposals(&first)?;
+        let sampled = self.classifier.sample(&proposals, &groundtruth_px, shuffle);
+        let regions = Regioned::new(sampled.iter().map(Vec::as_slice), picture_px);
+        let (mut classified, mut classifier_loss) = (None, None);
+        if !regions.boxes.is_empty() {
+            let second = self.classifier.classify(&first.map, &regions, |input| {
+                let pass = exec::train(&self.classifier.graph, variables, input)?;
+                moving.extend(pass.moving);
+                Ok(pass.outputs)
+            })?;
+            classifier_loss = Some(self.classifier.loss(&second, &regions, &groundtruth_px)?);
+            classified = Some(second);
+        }
+        let rpn_loss = self.rpn.loss(&first, &groundtruth_px, shuffle)?;
+        Ok(Pass { first, regions, classified, rpn_loss, classifier_loss, moving })
+    }
+}
+
+/// `[height, width]` of `[N, H, W, 3]`.
+fn picture_size(images: &Tensor) -> [usize; 2] {
+    let size = images.size();
+    [size[1] as usize, size[2] as usize]
+}
+
+/// Groundtruth in pixels of the resized picture.
+fn in_pixels(groundtruth: &Groundtruth, picture_px: [usize; 2]) -> Groundtruth {
+    let size = picture_px.map(|side| side as f32);
+    Groundtruth { boxes: groundtruth.boxes.iter().map(|b| scale(b, size)).collect(), ..groundtruth.clone() }
+}
+
+impl DetectionModel for FasterRcnn {
+    fn num_classes(&self) -> usize {
+        self.classifier.num_classes
+    }
+
+    fn variables(&self) -> &[Variable] {
+        &self.variables
+    }
+
+    fn resizer(&self) -> Resizer {
+        self.resizer
+    }
+
+    fn feature_extractor_scopes(&self) -> &'static [&'static str] {
+        RESTORED_SCOPES
+    }
+
+    fn losses(
+        &self,
+        variables: &Variables,
+        images: &Tensor,
+        groundtruth: &[Groundtruth],
+        shuffle: &mut Shuffle,
+    ) -> Result<Losses> {
+        let pass = self.train(variables, images, groundtruth, shuffle)?;
+        let zero = || Tensor::f_zeros([0i64; 0], (Kind::Float, images.device()));
+        let (localization, classification) = match pass.classifier_loss {
+            Some(loss) => (loss.localization, loss.classification),
+            None => (zero()?, zero()?),
+        };
+        Ok(Losses {
+            terms: vec![
+                ("Loss/RPNLoss/localization_loss", pass.rpn_loss.localization),
+                ("Loss/RPNLoss/objectness_loss", pass.rpn_loss.objectness),
+                ("Loss/BoxClassifierLoss/localization_loss", localization),
+                ("Loss/BoxClassifierLoss/classification_loss", classification),
+            ],
+            moving: pass.moving,
+        })
+    }
+
+    fn freeze(&self, variables: &Variables) -> Result<Box<dyn Frozen>> {
+        Ok(Box::new(FrozenFasterRcnn {
+            first: Inference::new(&self.first, variables)?,
+            second: Inference::new(&self.classifier.graph, variables)?,
+            model: self.clone(),
+        }))
+    }
+}
+
+/// A Faster R-CNN or R-FCN ready for inference.
+#[derive(Debug)]
+struct FrozenFasterRcnn {
+    model: FasterRcnn,
+    first: Inference,
+    second: Inference,
+}
+
+impl Frozen for FrozenFasterRcnn {
+    fn detect(&self, images: &Tensor) -> Result<Vec<Detections>> {
+        let FasterRcnn { rpn, classifier, .. } = &self.model;
+        tch::no_grad(|| {
+            let picture_px = picture_size(images);
+            let outputs = self.first.run(&self.model.preprocess(images)?)?;
+            let first = rpn.gather(&outputs, picture_px, Phase::Inference)?;
+            drop(outputs);
+            let proposals = rpn.proposals(&first)?;
+            let regions = Regioned::new(proposals.iter().map(|p| p.boxes_px.as_slice()), picture_px);
+            if regions.boxes.is_empty() {
+                return Ok(vec![Detections::default(); proposals.len()]);
+            }
+            let classified = classifier.classify_in_parts(&first.map, &regions, |input| self.second.run(input))?;
+            classifier.postprocess(&classified, &regions)
+        })
+    }
+}

@@ -1,0 +1,60 @@
+//! From raw predictions to scores and selections, as both meta-architectures do it (upstream builders/post_processing_builder.py).
+
+use anyhow::{Context, Result};
+use tch::{Device, Kind, Tensor};
+
+use crate::detection::nms::NmsOptions;
+use crate::proto::object_detection::protos as pb;
+
+/// From logits to scores.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ScoreConverter {
+    Identity { logit_scale: f64 },
+    Sigmoid { logit_scale: f64 },
+    Softmax { logit_scale: f64 },
+}
+
+impl ScoreConverter {
+    /// Of each row of the last dimension.
+    pub fn convert(self, logits: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Identity { logit_scale } => logits / logit_scale,
+            Self::Sigmoid { logit_scale } => (logits / logit_scale).f_sigmoid()?,
+            Self::Softmax { logit_scale } => (logits / logit_scale).f_softmax(-1, Kind::Float)?,
+        })
+    }
+}
+
+/// Suppression and score conversion; `field` names the message in errors.
+///
+/// # Errors
+/// If a limit is not a positive number.
+pub fn from_config(post: &pb::PostProcessing, field: &str) -> Result<(NmsOptions, ScoreConverter)> {
+    let default = pb::BatchNonMaxSuppression::default();
+    let nms = post.batch_non_max_suppression.as_ref().unwrap_or(&default);
+    let count = |name: &str, value: i32| {
+        usize::try_from(value)
+            .ok()
+            .filter(|&n| n > 0)
+            .with_context(|| format!("{field}.batch_non_max_suppression.{name}: {value} is not a number of detections"))
+    };
+    let options = NmsOptions {
+        score_threshold: nms.score_threshold(),
+        iou_threshold: nms.iou_threshold(),
+        max_per_class: count("max_detections_per_class", nms.max_detections_per_class())?,
+        max_total: count("max_total_detections", nms.max_total_detections())?,
+    };
+    let logit_scale = f64::from(post.logit_scale());
+    let converter = match post.score_converter() {
+        pb::post_processing::ScoreConverter::Identity => ScoreConverter::Identity { logit_scale },
+        pb::post_processing::ScoreConverter::Sigmoid => ScoreConverter::Sigmoid { logit_scale },
+        pb::post_processing::ScoreConverter::Softmax => ScoreConverter::Softmax { logit_scale },
+    };
+    Ok((options, converter))
+}
+
+/// A tensor's values, row by row; a GPU waits here.
+pub fn host_values(x: &Tensor) -> Result<Vec<f32>> {
+    let flat = x.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_view([-1])?;
+    Ok(Vec::<f32>::try_from(&flat)?)
+}
