@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use odh::config::label_map::LabelMap;
 use odh::config::zoo;
+use odh::export::detector::Detector;
 use odh::export::folder::{self, CHECKPOINT, ExportInput, FROZEN_GRAPH};
 use odh::export::graph_def::{check, ssd};
 use odh::export::ssd::SsdExport;
@@ -90,6 +91,27 @@ fn the_frozen_graph_is_sound_and_the_same_every_time() {
     assert_eq!((count("LoopCond"), count("NonMaxSuppressionV3"), count("DepthwiseConv2dNative")), (3, 1, 13));
     assert_eq!(count("Conv2D"), count("BiasAdd") - count("DepthwiseConv2dNative"));
     assert_eq!(count("Rsqrt"), 0);
+}
+
+/// Every model that is built can be written; what the graphs compute is TensorFlow's to say (tests/interop).
+#[test]
+fn every_built_models_frozen_graph_is_sound() {
+    for zoo in zoo::MODELS.iter().filter(|m| m.is_built()) {
+        let (mut config, _) = zoo.config(Path::new("no such folder")).unwrap();
+        match config.model.as_mut().and_then(|m| m.model.as_mut()) {
+            Some(pb::detection_model::Model::Ssd(ssd)) => ssd.num_classes = Some(2),
+            Some(pb::detection_model::Model::FasterRcnn(model)) => model.num_classes = Some(2),
+            None => panic!("{} has no model", zoo.folder),
+        }
+        let detector = Detector::from_config(&config).unwrap();
+        let sizes: HashMap<&str, usize> =
+            detector.model().variables().iter().map(|v| (v.name.as_str(), v.shape.iter().product::<i64>() as usize)).collect();
+        let graph = detector.frozen_graph(&|name| Ok(vec![0.5; sizes[name]])).unwrap();
+        check::check(&graph).unwrap_or_else(|e| panic!("{}: {e:#}", zoo.folder));
+        for name in ["image_tensor", "detection_boxes", "detection_scores", "detection_classes", "num_detections"] {
+            node(&graph, name);
+        }
+    }
 }
 
 #[test]

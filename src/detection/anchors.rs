@@ -126,18 +126,22 @@ impl GridAnchors {
         self.scales.len() * self.aspect_ratios.len()
     }
 
-    /// All anchors, row by row, cell by cell, in a cell ratio by ratio and then by scale: `[A]`, in pixels.
-    ///
-    /// * `grid`: `[height, width]` of the feature map.
-    pub fn generate(&self, grid: [i64; 2]) -> Vec<BBox> {
-        let sizes: Vec<[f32; 2]> = self
-            .aspect_ratios
+    /// `[height, width]` of a cell's anchors, in their order.
+    pub fn sizes_px(&self) -> Vec<[f32; 2]> {
+        self.aspect_ratios
             .iter()
             .flat_map(|ratio| {
                 let root = ratio.sqrt();
                 self.scales.iter().map(move |scale| [scale / root * self.base_size_px[0], scale * root * self.base_size_px[1]])
             })
-            .collect();
+            .collect()
+    }
+
+    /// All anchors, row by row, cell by cell, in a cell ratio by ratio and then by scale: `[A]`, in pixels.
+    ///
+    /// * `grid`: `[height, width]` of the feature map.
+    pub fn generate(&self, grid: [i64; 2]) -> Vec<BBox> {
+        let sizes = self.sizes_px();
         let mut anchors = Vec::with_capacity((grid[0] * grid[1]) as usize * sizes.len());
         for y in 0..grid[0] {
             for x in 0..grid[1] {

@@ -9,14 +9,13 @@ use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
 use tempfile::TempDir;
 
-use super::graph_def::{check, ssd};
-use super::ssd::SsdExport;
+use super::detector::Detector;
+use super::graph_def::check;
 use crate::config::label_map::LabelMap;
 use crate::config::pipeline;
 use crate::formats::atomic_file;
 use crate::formats::checkpoint_state::{self, CheckpointState};
 use crate::formats::tensor_bundle::{BundleReader, BundleWriter};
-use crate::models::ssd::Ssd;
 use crate::net::graph::Variable;
 use crate::proto::object_detection::protos as pb;
 use crate::proto::tensorflow::{DataType, GraphDef};
@@ -64,23 +63,23 @@ pub struct Exported {
 /// If the model cannot be exported, the checkpoint is not the model's, the label map has more classes than the model, `output_dir` is
 /// a folder of other things, writing fails, or Ctrl-C was pressed (exit code 130); what was at `output_dir` is then still there.
 pub fn run(input: &ExportInput) -> Result<Exported> {
-    let model = ssd_of(input.config)?;
+    let detector = Detector::from_config(input.config)?;
+    let model = detector.model();
     let classes = input.label_map.num_classes() as usize;
-    let description = SsdExport::new(&model);
     ensure!(
-        classes <= description.num_classes,
+        classes <= model.num_classes(),
         "the label map's largest id is {classes}, but the model has {} classes: it was trained with another label map",
-        description.num_classes
+        model.num_classes()
     );
     let reader = BundleReader::open(input.checkpoint)?;
-    fits(&reader, description.graph.variables()).with_context(|| format!("cannot export `{}`", input.checkpoint.display()))?;
+    fits(&reader, model.variables()).with_context(|| format!("cannot export `{}`", input.checkpoint.display()))?;
     let target = Target::new(input.output_dir)?;
     let folder = target.temporary.path();
 
-    let graph = ssd::frozen_graph(&description, &|name| Ok(reader.read_f32(name)?.1))?;
+    let graph = detector.frozen_graph(&|name| Ok(reader.read_f32(name)?.1))?;
     check::check(&graph).context("the frozen graph is not sound; this is a bug in odh")?;
     let graph_bytes = write_graph(&folder.join(FROZEN_GRAPH), &graph)?;
-    let step = copy_variables(&reader, description.graph.variables(), &folder.join(CHECKPOINT))?;
+    let step = copy_variables(&reader, model.variables(), &folder.join(CHECKPOINT))?;
     let prefix = folder.join(CHECKPOINT);
     checkpoint_state::write(folder, &CheckpointState { latest: prefix.clone(), all: vec![prefix] })?;
     atomic_file::write(&folder.join(PIPELINE_CONFIG), pipeline::to_text(input.config).as_bytes())?;
@@ -94,17 +93,6 @@ pub fn run(input: &ExportInput) -> Result<Exported> {
     }
     target.put_in_place()?;
     Ok(Exported { folder: input.output_dir.to_path_buf(), step, graph_bytes })
-}
-
-fn ssd_of(config: &pb::TrainEvalPipelineConfig) -> Result<Ssd> {
-    use pb::detection_model::Model;
-    match config.model.as_ref().and_then(|m| m.model.as_ref()) {
-        Some(Model::Ssd(ssd)) => Ssd::from_config(ssd),
-        Some(Model::FasterRcnn(_)) => {
-            bail!("model.faster_rcnn: Faster R-CNN and R-FCN cannot be exported yet; choose an SSD model")
-        }
-        None => bail!("the pipeline config's `model` is empty: set model.ssd"),
-    }
 }
 
 /// Whether the checkpoint has every variable of the model in its shape.

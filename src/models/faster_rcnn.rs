@@ -52,6 +52,11 @@ impl FasterRcnn {
         faster_rcnn_config::build(config)
     }
 
+    /// What happens to a resized pixel.
+    pub fn pixels(&self) -> Pixels {
+        self.pixels
+    }
+
     /// The first stage's network.
     pub fn first_graph(&self) -> &Arc<Graph> {
         &self.first

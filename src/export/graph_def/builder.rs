@@ -69,6 +69,12 @@ impl From<bool> for Attr {
     }
 }
 
+impl From<f32> for Attr {
+    fn from(value: f32) -> Self {
+        Self::F(value)
+    }
+}
+
 impl From<&str> for Attr {
     fn from(value: &str) -> Self {
         Self::S(value.as_bytes().to_vec().into())

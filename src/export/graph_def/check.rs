@@ -18,6 +18,7 @@ const OPERATIONS: &[(&str, &[&str])] = &[
     ("ConcatV2", &["N", "T", "Tidx"]),
     ("Const", &["dtype", "value"]),
     ("Conv2D", &["T", "data_format", "dilations", "padding", "strides", "use_cudnn_on_gpu"]),
+    ("CropAndResize", &["T", "extrapolation_value", "method"]),
     ("DepthwiseConv2dNative", &["T", "data_format", "dilations", "padding", "strides"]),
     ("Enter", &["T", "frame_name", "is_constant", "parallel_iterations"]),
     ("Equal", &["T"]),
@@ -35,6 +36,7 @@ const OPERATIONS: &[(&str, &[&str])] = &[
     ("LoopCond", &[]),
     ("MatMul", &["T", "transpose_a", "transpose_b"]),
     ("MaxPool", &["T", "data_format", "ksize", "padding", "strides"]),
+    ("Max", &["T", "Tidx", "keep_dims"]),
     ("Maximum", &["T"]),
     ("Mean", &["T", "Tidx", "keep_dims"]),
     ("Merge", &["N", "T"]),
@@ -53,12 +55,14 @@ const OPERATIONS: &[(&str, &[&str])] = &[
     ("Relu6", &["T"]),
     ("Reshape", &["T", "Tshape"]),
     ("ResizeBilinear", &["T", "align_corners"]),
+    ("Round", &["T"]),
     ("Select", &["T"]),
     ("Shape", &["T", "out_type"]),
     ("Sigmoid", &["T"]),
     ("Size", &["T", "out_type"]),
     ("Slice", &["Index", "T"]),
     ("Softmax", &["T"]),
+    ("Split", &["T", "num_split"]),
     ("Sub", &["T"]),
     ("Switch", &["T"]),
     ("TensorArrayConcatV3", &["dtype", "element_shape_except0"]),
@@ -74,7 +78,7 @@ const OPERATIONS: &[(&str, &[&str])] = &[
 fn outputs(op: &str, num: Option<i64>) -> usize {
     match op {
         "Merge" | "Switch" | "TensorArrayConcatV3" | "TensorArrayV3" | "TopKV2" => 2,
-        "Unpack" => num.unwrap_or(0) as usize,
+        "Split" | "Unpack" => num.unwrap_or(0) as usize,
         _ => 1,
     }
 }
@@ -104,7 +108,7 @@ pub fn check(graph: &GraphDef) -> Result<()> {
             };
             let Some(&place) = places.get(name) else { bail!("{} reads {input}, which does not exist", node.name) };
             let source = &graph.node[place];
-            let num = source.attr.get("num").and_then(|a| match a.value {
+            let num = source.attr.get("num").or_else(|| source.attr.get("num_split")).and_then(|a| match a.value {
                 Some(crate::proto::tensorflow::attr_value::Value::I(num)) => Some(num),
                 _ => None,
             });

@@ -2,6 +2,7 @@
 
 pub mod builder;
 pub mod check;
+pub mod faster_rcnn;
 pub mod network;
 mod ops;
 mod parts;

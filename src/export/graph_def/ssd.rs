@@ -45,7 +45,7 @@ pub fn frozen_graph(model: &SsdExport, variables: &ReadVariable) -> Result<Graph
     );
     let codes = concat(&mut b, "concat", &codes, 1); // [N, A, 4]
     let logits = concat(&mut b, "concat_1", &logits, 1); // [N, A, K + 1]
-    let with = Suppression { rows: model.anchors.len(), num_classes: model.num_classes, boxes_by_class: false, nms: model.nms };
+    let with = Suppression { num_classes: model.num_classes, boxes_by_class: false, nms: model.nms };
     let found = b.within("Postprocessor", |b| {
         let boxes = b.within("Decode", |b| {
             let anchors = centred(b, model.anchors);

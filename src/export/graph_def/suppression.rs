@@ -31,8 +31,6 @@ pub struct Found {
 /// Of what, and how.
 #[derive(Debug, Clone, Copy)]
 pub struct Suppression {
-    /// Boxes a picture and class: the `A` of the shapes.
-    pub rows: usize,
     /// Classes without background: the `K` of the shapes.
     pub num_classes: usize,
     /// Whether each class has boxes of its own.
@@ -114,11 +112,10 @@ pub fn suppress(b: &mut Builder, with: &Suppression, boxes: Value, scores: Value
 /// * `boxes`: `[A, 4]` or `[A, K, 4]`, clipped.
 /// * `scores`: `[A, K]`; minus infinity where there is nothing to find.
 fn suppress_one(b: &mut Builder, with: &Suppression, boxes: Value, scores: Value) -> Found {
-    let pairs = with.rows * with.num_classes;
     let detections = with.nms.max_total;
     let wanted = b.int("wanted", detections as i32);
-    let total = b.int("total", pairs as i32);
     let flat = flatten(b, "flat", scores); // [A * K]
+    let total = b.add("total", Op::new("Size", &[flat]).typed("T").with("out_type", DtInt32), DtInt32);
     let initial = [
         b.int("tried", 0),
         b.floats("no_boxes", &[detections as i64, 4], &vec![0.0; detections * 4]),
@@ -136,7 +133,7 @@ fn suppress_one(b: &mut Builder, with: &Suppression, boxes: Value, scores: Value
         },
         |b, v| {
             let factor = b.int("factor", CANDIDATES_PER_DETECTION as i32);
-            let least = b.int("least", (detections * CANDIDATES_PER_DETECTION).min(pairs) as i32);
+            let least = b.int("least", (detections * CANDIDATES_PER_DETECTION) as i32);
             let more = b.same("mul", "Mul", &[v[0], factor]);
             let more = b.same("Maximum", "Maximum", &[more, least]);
             let limit = b.same("Minimum", "Minimum", &[more, total]);
