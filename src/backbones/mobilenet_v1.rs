@@ -1,8 +1,25 @@
 //! MobileNet V1 (Howard et al., arXiv:1704.04861, table 1; upstream slim/nets/mobilenet_v1.py), up to its last pointwise convolution.
 
-use super::Depth;
-use crate::net::graph::{Activation, Graph, Initializer, MovingVariance, NodeId, Padding, Window};
-use crate::net::layers::{BatchNormParams, ConvScope, Scope, conv2d, depthwise_conv2d};
+use super::ssd::{Base, Source, SsdBackbone};
+use crate::net::graph::{Activation, Graph, Initializer, MovingVariance, NodeId};
+use crate::net::layers::{BatchNormParams, ConvScope, conv2d, depthwise_conv2d};
+
+/// What an SSD builds on.
+pub const SSD: SsdBackbone = SsdBackbone {
+    scope: "MobilenetV1",
+    // Upstream builds these batch norms with fused=False.
+    moving: MovingVariance::Biased,
+    slim: Some(slim_scope),
+    layout: [
+        Source::Layer("Conv2d_11_pointwise"),
+        Source::Layer("Conv2d_13_pointwise"),
+        Source::Extra { channels: 512 },
+        Source::Extra { channels: 256 },
+        Source::Extra { channels: 256 },
+        Source::Extra { channels: 128 },
+    ],
+    base: mobilenet_v1,
+};
 
 /// One depthwise separable block.
 struct Block {
@@ -27,7 +44,7 @@ const BLOCKS: &[Block] = &[
     Block { stride: 1, channels: 1024 },
 ];
 
-/// The layer settings that slim gives this network whatever the pipeline config says.
+/// The layer settings that slim gives the MobileNets unless the pipeline config overrides them.
 ///
 /// Source: upstream `mobilenet_v1_arg_scope`: weight decay 4e-5 (depthwise filters included in the reference's graphs), standard deviation 0.09.
 pub fn slim_scope(train_batch_norm: bool) -> ConvScope {
@@ -49,18 +66,15 @@ pub fn slim_scope(train_batch_norm: bool) -> ConvScope {
 }
 
 /// Appends the network to `graph`; returns each block's output as `Conv2d_<i>_pointwise`, `i` from 1 to 13.
-///
-/// * `x`: `[N, 3, H, W]` in [-1, 1].
-/// * `scope`: of the whole network, `.../MobilenetV1`.
-pub fn mobilenet_v1(graph: &mut Graph, x: NodeId, scope: &Scope, depth: &Depth, with: &ConvScope) -> Vec<(String, NodeId)> {
-    let window = |kernel, stride| Window::square(kernel, stride, Padding::Same);
+fn mobilenet_v1(graph: &mut Graph, x: NodeId, base: &Base) -> Vec<(String, NodeId)> {
+    let Base { depth, with, scope, .. } = base;
     let mut endpoints = Vec::with_capacity(BLOCKS.len());
-    let mut y = conv2d(graph, x, &scope.child("Conv2d_0"), depth.of(32), window(3, 2), with);
+    let mut y = conv2d(graph, x, &scope.child("Conv2d_0"), depth.of(32), base.window(3, 2), with);
     for (i, block) in BLOCKS.iter().enumerate() {
         let name = format!("Conv2d_{}", i + 1);
-        y = depthwise_conv2d(graph, y, &scope.child(&format!("{name}_depthwise")), window(3, block.stride), with);
+        y = depthwise_conv2d(graph, y, &scope.child(&format!("{name}_depthwise")), base.window(3, block.stride), with);
         let pointwise = format!("{name}_pointwise");
-        y = conv2d(graph, y, &scope.child(&pointwise), depth.of(block.channels), window(1, 1), with);
+        y = conv2d(graph, y, &scope.child(&pointwise), depth.of(block.channels), base.window(1, 1), with);
         endpoints.push((pointwise, y));
     }
     endpoints

@@ -3,7 +3,8 @@
 
 use anyhow::{Context, Result};
 
-use super::Depth;
+use super::depth::Depth;
+use super::ssd::padding;
 use crate::net::graph::{Graph, NodeId, Padding, Window};
 use crate::net::layers::{ConvScope, Scope, conv2d, depthwise_conv2d};
 
@@ -21,6 +22,8 @@ pub enum Source {
 pub struct FeatureMapOptions {
     /// A depthwise 3x3 and a 1x1 convolution in place of the full 3x3.
     pub use_depthwise: bool,
+    /// Zeros of half a kernel on every side in place of TensorFlow's 'SAME'.
+    pub explicit_padding: bool,
 }
 
 /// Appends the extra layers and returns all maps, finest first.
@@ -53,7 +56,7 @@ pub fn multi_resolution_feature_maps(
                 let y = conv2d(graph, before, &reduce, half, Window::square(1, 1, Padding::Same), with);
                 let full = depth.of(channels);
                 let name = format!("{base}_2_Conv2d_{i}_3x3_s2_{full}");
-                let shrink = Window::square(3, 2, Padding::Same);
+                let shrink = Window::square(3, 2, padding(3, options.explicit_padding));
                 if options.use_depthwise {
                     let y = depthwise_conv2d(graph, y, &scope.child(&format!("{name}_depthwise")), shrink, with);
                     conv2d(graph, y, &scope.child(&name), full, Window::square(1, 1, Padding::Same), with)

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::{Result, bail};
 use prost_reflect::{DynamicMessage, FieldDescriptor, Value};
 
-use crate::backbones::faster_rcnn;
+use crate::backbones::{faster_rcnn, ssd};
 use crate::config::text;
 use Support::{No, NoEffect, Only, Yes};
 
@@ -77,10 +77,10 @@ const TABLE: &[Message] = &[
     ]),
     all("Ssd.MaskHead", No(MASKS)),
     fields("SsdFeatureExtractor", &[
-        ("type", Only(&["ssd_mobilenet_v1"], "that feature extractor is not built")),
+        ("type", Only(ssd::TYPES, "that feature extractor is not built")),
         ("depth_multiplier", Yes), ("min_depth", Yes), ("conv_hyperparams", Yes), ("pad_to_multiple", Yes),
         ("override_base_feature_extractor_hyperparams", Yes), ("use_depthwise", Yes),
-        ("use_explicit_padding", Only(FALSE, "layers are padded as SAME pads them")),
+        ("use_explicit_padding", Yes),
         ("batch_norm_trainable", Only(TRUE, "freeze_batchnorm freezes them")),
         ("fpn", No(PYRAMIDS)),
         ("replace_preprocessor_with_placeholder", Only(FALSE, "pictures are always preprocessed")),
@@ -574,7 +574,7 @@ mod tests {
         );
         let text = ssd("feature_extractor { type: 'ssd_resnet50_v1_fpn' }");
         assert!(text.contains("model.ssd.feature_extractor.type: \"ssd_resnet50_v1_fpn\""), "{text}");
-        assert!(text.contains("(accepted: ssd_mobilenet_v1)"), "{text}");
+        assert!(text.contains("(accepted: ssd_mobilenet_v1, ssd_mobilenet_v2, ssd_inception_v2)"), "{text}");
         assert!(ssd("encode_background_as_zeros: true").contains("model.ssd.encode_background_as_zeros: true: "));
         assert!(ssd("image_resizer { keep_aspect_ratio_resizer {} }").contains("image_resizer.keep_aspect_ratio_resizer"));
         assert!(ssd("box_predictor { convolutional_box_predictor { box_code_size: 5 } }").contains("box_code_size: 5"));

@@ -5,9 +5,8 @@ use anyhow::{Context, Result, bail};
 use super::box_predictor::{ConvolutionalBoxPredictor, Predicted};
 use super::post_processing::{self, ScoreConverter};
 use super::ssd::LossOptions;
-use crate::backbones::Depth;
-use crate::backbones::mobilenet_v1::{mobilenet_v1, slim_scope};
-use crate::backbones::ssd_feature_maps::{FeatureMapOptions, Source, multi_resolution_feature_maps};
+use crate::backbones::depth::Depth;
+use crate::backbones::ssd::{self as backbones, SsdSettings};
 use crate::data::resize::Resizer;
 use crate::detection::anchors::{SsdAnchorOptions, SsdAnchors};
 use crate::detection::box_coder::BoxCoder;
@@ -15,9 +14,8 @@ use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
 use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
 use crate::detection::matcher::ArgMaxMatcher;
 use crate::detection::nms::NmsOptions;
-use crate::net::graph::{Graph, MovingVariance, NodeId};
+use crate::net::graph::{Graph, NodeId};
 use crate::net::hyperparams::{Surroundings, conv_scope};
-use crate::net::layers::Scope;
 use crate::proto::object_detection::protos as pb;
 
 /// `[height, width]` of a fixed-shape resizer.
@@ -43,43 +41,20 @@ pub fn append_feature_extractor(
 ) -> Result<Vec<NodeId>> {
     let field = "model.ssd.feature_extractor";
     let extractor = config.feature_extractor.as_ref().with_context(|| format!("{field} is not set"))?;
-    let multiple = usize::try_from(extractor.pad_to_multiple()).unwrap_or(0).max(1);
-    if input_size.iter().any(|side| side % multiple != 0) {
-        bail!(
-            "{field}.pad_to_multiple: {multiple} would pad the {}x{} input; make the resizer's sides multiples of it",
-            input_size[0],
-            input_size[1]
-        );
-    }
-    let depth = Depth { multiplier: extractor.depth_multiplier().into(), min: extractor.min_depth().into() };
+    let backbone = backbones::named(extractor.r#type()).with_context(|| format!("{field}.type"))?;
     let default = pb::Hyperparams::default();
     let hyperparams = extractor.conv_hyperparams.as_ref().unwrap_or(&default);
-    match extractor.r#type() {
-        "ssd_mobilenet_v1" => {
-            // Upstream builds MobileNet's batch norms with fused=False: moving averages take the biased variance.
-            let surroundings = Surroundings { freeze_batch_norm: config.freeze_batchnorm(), moving: MovingVariance::Biased };
-            let extra = conv_scope(hyperparams, surroundings, &format!("{field}.conv_hyperparams"))?;
-            let base = if extractor.override_base_feature_extractor_hyperparams() {
-                extra
-            } else {
-                slim_scope(!config.freeze_batchnorm())
-            };
-            let scope = Scope::split("FeatureExtractor/MobilenetV1", "FeatureExtractor/MobilenetV1/MobilenetV1");
-            let endpoints = mobilenet_v1(graph, image, &scope, &depth, &base);
-            let layout = [
-                Source::Layer("Conv2d_11_pointwise"),
-                Source::Layer("Conv2d_13_pointwise"),
-                Source::Extra { channels: 512 },
-                Source::Extra { channels: 256 },
-                Source::Extra { channels: 256 },
-                Source::Extra { channels: 128 },
-            ];
-            let options = FeatureMapOptions { use_depthwise: extractor.use_depthwise() };
-            let scope = Scope::new("FeatureExtractor/MobilenetV1");
-            multi_resolution_feature_maps(graph, &endpoints, &layout, &scope, (&depth, options, &extra))
-        }
-        other => bail!("{field}.type: `{other}` is not built; the built ones are ssd_mobilenet_v1"),
-    }
+    let surroundings = Surroundings { freeze_batch_norm: config.freeze_batchnorm(), moving: backbone.moving };
+    let settings = SsdSettings {
+        depth: Depth { multiplier: extractor.depth_multiplier().into(), min: extractor.min_depth().into() },
+        hyperparams: conv_scope(hyperparams, surroundings, &format!("{field}.conv_hyperparams"))?,
+        override_base: extractor.override_base_feature_extractor_hyperparams(),
+        train_batch_norm: !config.freeze_batchnorm(),
+        use_depthwise: extractor.use_depthwise(),
+        explicit_padding: extractor.use_explicit_padding(),
+        pad_to_multiple: extractor.pad_to_multiple().into(),
+    };
+    backbones::append(graph, image, input_size.map(|side| side as i64), backbone, &settings)
 }
 
 /// Appends the box predictors of all maps.

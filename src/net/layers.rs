@@ -1,7 +1,7 @@
 //! Layers as TensorFlow's slim library composes them: convolution, then batch norm or bias, then activation, under one scope.
 
 use super::graph::{
-    Activation, BatchNorm, Graph, Initializer, MovingVariance, NodeId, Op, Variable, VariableId, VariableKind, Window,
+    Activation, BatchNorm, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Variable, VariableId, VariableKind, Window,
 };
 
 /// A batch norm's settings.
@@ -50,13 +50,43 @@ pub fn conv2d(graph: &mut Graph, x: NodeId, scope: &Scope, channels: i64, window
 
 /// One filter a channel (depth multiplier 1): `[N, C, H, W] -> [N, C, H', W']`.
 pub fn depthwise_conv2d(graph: &mut Graph, x: NodeId, scope: &Scope, window: Window, with: &ConvScope) -> NodeId {
-    let channels = graph.channels(x);
-    let shape = vec![window.kernel[0], window.kernel[1], channels, 1];
-    let name = format!("{}/depthwise_weights", scope.variables);
-    let weights = declare_weights(graph, name, shape, VariableKind::DepthwiseConvolution, with);
-    let op = Op::DepthwiseConv2d { weights, window };
-    let y = graph.push(&format!("{}/depthwise", scope.ops), op, &[x], channels);
+    let y = depthwise(graph, x, scope, &format!("{}/depthwise", scope.ops), (1, window, with));
     finish(graph, y, scope, with)
+}
+
+/// slim's `separable_conv2d`: `multiplier` filters a channel, then a 1x1 convolution, with nothing between them:
+/// `[N, I, H, W] -> [N, channels, H', W']`.
+pub fn separable_conv2d(
+    graph: &mut Graph,
+    x: NodeId,
+    scope: &Scope,
+    (multiplier, channels): (i64, i64),
+    window: Window,
+    with: &ConvScope,
+) -> NodeId {
+    let ops = format!("{}/separable_conv2d", scope.ops);
+    let y = depthwise(graph, x, scope, &format!("{ops}/depthwise"), (multiplier, window, with));
+    let shape = vec![1, 1, graph.channels(y), channels];
+    let name = format!("{}/pointwise_weights", scope.variables);
+    let weights = declare_weights(graph, name, shape, VariableKind::Convolution, with);
+    let op = Op::Conv2d { weights, window: Window::square(1, 1, Padding::Same) };
+    let y = graph.push(&ops, op, &[y], channels);
+    finish(graph, y, scope, with)
+}
+
+/// The depthwise convolution alone, as operation `name`.
+fn depthwise(
+    graph: &mut Graph,
+    x: NodeId,
+    scope: &Scope,
+    name: &str,
+    (multiplier, window, with): (i64, Window, &ConvScope),
+) -> NodeId {
+    let channels = graph.channels(x);
+    let shape = vec![window.kernel[0], window.kernel[1], channels, multiplier];
+    let variable = format!("{}/depthwise_weights", scope.variables);
+    let weights = declare_weights(graph, variable, shape, VariableKind::DepthwiseConvolution, with);
+    graph.push(name, Op::DepthwiseConv2d { weights, window }, &[x], channels * multiplier)
 }
 
 /// Where a layer's variables and operations are named; TensorFlow lets the two differ.

@@ -98,6 +98,11 @@ impl Golden {
         self.arrays.contains_key(key)
     }
 
+    /// How many keys start and end so.
+    pub fn count(&self, start: &str, end: &str) -> usize {
+        self.arrays.keys().filter(|key| key.starts_with(start) && key.ends_with(end)).count()
+    }
+
     pub fn get(&self, key: &str) -> &[f64] {
         &self.arrays.get(key).unwrap_or_else(|| panic!("no golden tensor {key}")).1
     }
