@@ -84,7 +84,8 @@ fn mobilenet_v2(graph: &mut Graph, x: NodeId, base: &Base) -> Vec<(String, NodeI
     for (i, block) in BLOCKS.iter().enumerate() {
         let scope = scope.child(&if i == 0 { "expanded_conv".to_string() } else { format!("expanded_conv_{i}") });
         let (input, channels) = (y, graph.channels(y));
-        let inner = if block.expansion == 1 { channels } else { make_divisible((channels * block.expansion) as f64, DIVISOR, DIVISOR) };
+        let inner =
+            if block.expansion == 1 { channels } else { make_divisible((channels * block.expansion) as f64, DIVISOR, DIVISOR) };
         if inner > channels {
             y = conv2d(graph, y, &scope.child("expand"), inner, base.window(1, 1), &layers.full);
         }

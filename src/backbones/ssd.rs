@@ -104,7 +104,13 @@ pub fn named(name: &str) -> Result<&'static SsdBackbone> {
 ///
 /// # Errors
 /// If the layout names a layer that the backbone lacks.
-pub fn append(graph: &mut Graph, image: NodeId, size: [i64; 2], backbone: &SsdBackbone, settings: &SsdSettings) -> Result<Vec<NodeId>> {
+pub fn append(
+    graph: &mut Graph,
+    image: NodeId,
+    size: [i64; 2],
+    backbone: &SsdBackbone,
+    settings: &SsdSettings,
+) -> Result<Vec<NodeId>> {
     let image = pad_to_multiple(graph, image, size, settings.pad_to_multiple.max(1));
     let scope = format!("FeatureExtractor/{}", backbone.scope);
     let own = backbone.slim.filter(|_| !settings.override_base).map(|slim| slim(settings.train_batch_norm));

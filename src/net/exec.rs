@@ -326,7 +326,12 @@ fn batch_norm<'v>(
             &zeros
         }
     };
-    let normed = shim::batch_norm_train(x, norm.gamma.map(var), beta, norm.epsilon, act(activation))?;
+    // The fused kernel is the one that stores the unbiased variance.
+    let form = match norm.moving {
+        MovingVariance::Biased => shim::Form::Separate,
+        MovingVariance::Unbiased => shim::Form::Fused,
+    };
+    let normed = shim::batch_norm_train(x, norm.gamma.map(var), beta, norm.epsilon, (form, act(activation)))?;
     let batch_variance = match norm.moving {
         MovingVariance::Biased => normed.variance,
         MovingVariance::Unbiased => {

@@ -14,7 +14,7 @@ mod ops;
 mod optimizer;
 
 pub use crops::crop_and_resize;
-pub use ops::{Act, BatchNorm, ConvGeometry, affine_act, batch_norm_train, depthwise_conv2d};
+pub use ops::{Act, BatchNorm, ConvGeometry, Form, affine_act, batch_norm_train, depthwise_conv2d};
 pub use optimizer::{Rule, Update, l2_loss, optimizer_step, take_grad};
 
 /// The libtorch that tch is generated for. Another one links by luck and computes by luck.

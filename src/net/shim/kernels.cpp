@@ -32,6 +32,16 @@ template <typename V> ODH_INLINE V load(const float *p) { V v; __builtin_memcpy(
 template <typename V> ODH_INLINE void store(float *p, V v) { __builtin_memcpy(p, &v, sizeof v); }
 template <typename V> ODH_INLINE V splat(float f) { return V{} + f; }
 template <> ODH_INLINE V1 splat<V1>(float f) { return {f}; }
+// The same value, out of the compiler's sight, so that it makes no fused multiply-add of what comes before and after.
+template <typename V> ODH_INLINE V rounded(V v) {
+#if defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+template <> ODH_INLINE V1 rounded<V1>(V1 v) { return {rounded<float>(v.v)}; }
 // NaN passes, as in libtorch.
 template <typename V> ODH_INLINE V clamp(V z, V lo, V hi) { z = z < lo ? lo : z; return z > hi ? hi : z; }
 template <> ODH_INLINE V1 clamp<V1>(V1 z, V1 lo, V1 hi) { float f = z.v < lo.v ? lo.v : z.v; return {f > hi.v ? hi.v : f}; }
@@ -233,12 +243,16 @@ ODH_INLINE void zero(float *p, int64_t n) {
   over_channels(n, [&](auto kind, int64_t i) { store(p + i, decltype(kind){}); });
 }
 
+// One value before the clamp. The product is rounded before the sum, as in TensorFlow: a fused multiply-add would round once too few.
+template <typename V> ODH_INLINE V normalized(const OdhNorm &norm, int64_t i, V x) {
+  return rounded<V>((x - load<V>(norm.origin + i)) * load<V>(norm.scale + i)) + load<V>(norm.shift + i);
+}
+
 void normalize(const float *x, int64_t rows, int64_t c, const OdhNorm &norm, float *y) {
   for (int64_t r = 0; r < rows; r++, x += c, y += c)
     over_channels(c, [&](auto kind, int64_t i) {
       using V = decltype(kind);
-      const V z = (load<V>(x + i) - load<V>(norm.mean + i)) * load<V>(norm.scale + i) + load<V>(norm.beta + i);
-      store<V>(y + i, clamp<V>(z, splat<V>(norm.lo), splat<V>(norm.hi)));
+      store<V>(y + i, clamp<V>(normalized<V>(norm, i, load<V>(x + i)), splat<V>(norm.lo), splat<V>(norm.hi)));
     });
 }
 
@@ -252,14 +266,14 @@ void normalize_sums(const float *x, const float *dy, int64_t rows, int64_t c, co
       const float *p = x + (r0 + r) * c, *g = dy + (r0 + r) * c;
       over_channels(c, [&](auto kind, int64_t i) {
         using V = decltype(kind);
-        const V m = load<V>(norm.mean + i), s = load<V>(norm.scale + i), b = load<V>(norm.beta + i);
+        const V m = load<V>(norm.mean + i);
         const V lo = splat<V>(norm.lo), hi = splat<V>(norm.hi);
         V sum{}, dot{};
         for (int k = 0; k < K; k++) {
-          const V centred = load<V>(p + k * c + i) - m;
-          const V dz = inside<V>(centred * s + b, lo, hi, load<V>(g + k * c + i));
+          const V v = load<V>(p + k * c + i);
+          const V dz = inside<V>(normalized<V>(norm, i, v), lo, hi, load<V>(g + k * c + i));
           sum += dz;
-          dot += dz * centred;
+          dot += dz * (v - m);
         }
         store<V>(plain + i, load<V>(plain + i) + sum);
         store<V>(weighted + i, load<V>(weighted + i) + dot);
@@ -280,9 +294,9 @@ void normalize_backward(const float *x, const float *dy, int64_t rows, int64_t c
   for (int64_t r = 0; r < rows; r++, x += c, dy += c, dx += c)
     over_channels(c, [&](auto kind, int64_t i) {
       using V = decltype(kind);
-      const V centred = load<V>(x + i) - load<V>(norm.mean + i), s = load<V>(norm.scale + i);
-      const V dz = inside<V>(centred * s + load<V>(norm.beta + i), splat<V>(norm.lo), splat<V>(norm.hi), load<V>(dy + i));
-      store<V>(dx + i, dz * s + (centred * load<V>(slope + i) + load<V>(offset + i)));
+      const V v = load<V>(x + i), centred = v - load<V>(norm.mean + i);
+      const V dz = inside<V>(normalized<V>(norm, i, v), splat<V>(norm.lo), splat<V>(norm.hi), load<V>(dy + i));
+      store<V>(dx + i, dz * load<V>(norm.scale + i) + (centred * load<V>(slope + i) + load<V>(offset + i)));
     });
 }
 

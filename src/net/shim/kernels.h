@@ -9,9 +9,10 @@ struct OdhDepthwise {
   int64_t h, w, c, oh, ow, kh, kw, stride_h, stride_w, dilation_h, dilation_w, top, left;
 };
 
-// Per-channel batch norm and the clamp after it: y = clamp((x - mean) * scale + beta, lo, hi), scale = gamma * rstd.
+// Per-channel batch norm and the clamp after it: y = clamp((x - origin) * scale + shift, lo, hi), scale = gamma * rstd. Either the origin is
+// the mean and the shift beta, or the origin 0 and the shift beta - mean * scale: the same but for rounding.
 struct OdhNorm {
-  const float *mean, *rstd, *scale, *beta;
+  const float *mean, *rstd, *scale, *origin, *shift;
   float lo, hi;
 };
 

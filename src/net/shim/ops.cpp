@@ -195,12 +195,13 @@ void each_rows(const Matrix &m, const F &f) {
   });
 }
 
-OdhNorm norm_of(const Tensor &mean, const Tensor &rstd, const Tensor &scale, const Tensor &beta, double lo, double hi) {
-  return {mean.const_data_ptr<float>(), rstd.const_data_ptr<float>(), scale.const_data_ptr<float>(), beta.const_data_ptr<float>(),
-          static_cast<float>(lo), static_cast<float>(hi)};
+OdhNorm norm_of(const Tensor &mean, const Tensor &rstd, const Tensor &scale, const Tensor &origin, const Tensor &shift, double lo,
+                double hi) {
+  return {mean.const_data_ptr<float>(),  rstd.const_data_ptr<float>(), scale.const_data_ptr<float>(), origin.const_data_ptr<float>(),
+          shift.const_data_ptr<float>(), static_cast<float>(lo),       static_cast<float>(hi)};
 }
 
-// dx of clamp((x - mean) * scale + beta), given offset and slope (kernels.h).
+// dx of clamp((x - origin) * scale + shift), given offset and slope (kernels.h).
 Tensor normalize_backward(const Tensor &x, const Tensor &dy, const OdhNorm &norm, const Tensor &offset, const Tensor &slope) {
   const Matrix m = matrix(x);
   Tensor dx = at::empty_like(x);
@@ -237,8 +238,9 @@ Tensor normalize(const Tensor &x, const OdhNorm &norm) {
 Tensor nhwc(const Tensor &x) { return x.dim() == 4 ? x.contiguous(kNhwc) : x.contiguous(); }
 
 struct BatchNormAct : Function<BatchNormAct> {
-  static variable_list forward(AutogradContext *ctx, const Tensor &input, const Tensor &gamma, const Tensor &beta, double eps, double lo,
-                               double hi) {
+  // centred: how the fused kernel of TensorFlow writes it, (x - mean) * scale + beta; else as its separate operations have it.
+  static variable_list forward(AutogradContext *ctx, const Tensor &input, const Tensor &gamma, const Tensor &beta, double eps, bool centred,
+                               double lo, double hi) {
     const Tensor x = nhwc(input);
     const Matrix m = matrix(x);
     TORCH_CHECK(m.rows > 0, "batch_norm_train: an empty batch has no mean");
@@ -254,9 +256,10 @@ struct BatchNormAct : Function<BatchNormAct> {
       odh_moments(xp + first, m.rows, m.c, std::min(step, m.c - first), sp + 4 * first, mp + first, vp + first);
     });
     const Tensor rstd = (var + eps).rsqrt_();
-    const Tensor scale = rstd * gamma, b = beta.contiguous();
-    Tensor y = normalize(x, norm_of(mean, rstd, scale, b, lo, hi));
-    ctx->save_for_backward({x, mean, rstd, scale, b});
+    const Tensor scale = rstd * gamma;
+    const Tensor origin = centred ? mean : at::zeros_like(mean), shift = centred ? beta.contiguous() : beta - mean * scale;
+    Tensor y = normalize(x, norm_of(mean, rstd, scale, origin, shift, lo, hi));
+    ctx->save_for_backward({x, mean, rstd, scale, origin, shift});
     ctx->saved_data["lo"] = lo;
     ctx->saved_data["hi"] = hi;
     ctx->mark_non_differentiable({mean, var});
@@ -266,11 +269,11 @@ struct BatchNormAct : Function<BatchNormAct> {
 
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
     refuse_second_order("batch_norm_train");
-    variable_list out(6);
+    variable_list out(7);
     if (!grads[0].defined()) return out;
     const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &mean = saved[1], &rstd = saved[2], &scale = saved[3], &beta = saved[4];
-    const OdhNorm norm = norm_of(mean, rstd, scale, beta, ctx->saved_data["lo"].toDouble(), ctx->saved_data["hi"].toDouble());
+    const Tensor &x = saved[0], &mean = saved[1], &rstd = saved[2], &scale = saved[3];
+    const OdhNorm norm = norm_of(mean, rstd, scale, saved[4], saved[5], ctx->saved_data["lo"].toDouble(), ctx->saved_data["hi"].toDouble());
     const Tensor dy = nhwc(grads[0]), sums = normalize_sums(x, dy, norm);
     if (ctx->needs_input_grad(0)) {
       const Tensor per_row = sums / (-static_cast<double>(matrix(x).rows));
@@ -286,7 +289,7 @@ struct AffineAct : Function<AffineAct> {
   static Tensor forward(AutogradContext *ctx, const Tensor &input, const Tensor &scale, const Tensor &shift, double lo, double hi) {
     const Tensor x = nhwc(input), s = scale.contiguous(), b = shift.contiguous();
     const Tensor zero = at::zeros_like(s), one = at::ones_like(s);
-    Tensor y = normalize(x, norm_of(zero, one, s, b, lo, hi));
+    Tensor y = normalize(x, norm_of(zero, one, s, zero, b, lo, hi));
     ctx->save_for_backward({x, s, b});
     ctx->saved_data["lo"] = lo;
     ctx->saved_data["hi"] = hi;
@@ -300,7 +303,7 @@ struct AffineAct : Function<AffineAct> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &scale = saved[1], &shift = saved[2];
     const Tensor zero = at::zeros_like(scale), one = at::ones_like(scale), dy = nhwc(grads[0]);
-    const OdhNorm norm = norm_of(zero, one, scale, shift, ctx->saved_data["lo"].toDouble(), ctx->saved_data["hi"].toDouble());
+    const OdhNorm norm = norm_of(zero, one, scale, zero, shift, ctx->saved_data["lo"].toDouble(), ctx->saved_data["hi"].toDouble());
     if (ctx->needs_input_grad(0)) out[0] = normalize_backward(x, dy, norm, zero, zero);
     if (ctx->needs_input_grad(1) || ctx->needs_input_grad(2)) {
       const Tensor sums = normalize_sums(x, dy, norm);
@@ -325,14 +328,14 @@ Tensor activate(const Tensor &x, int act) { return act == kNone ? x : act == kRe
 bool fits(const Tensor &v, const Tensor &x) { return v.dim() == 1 && v.size(0) == x.size(1); }
 
 // gamma may be undefined, for 1.
-variable_list batch_norm_train(const Tensor &x, const Tensor &given_gamma, const Tensor &beta, double eps, int act) {
+variable_list batch_norm_train(const Tensor &x, const Tensor &given_gamma, const Tensor &beta, double eps, bool centred, int act) {
   const Tensor gamma = given_gamma.defined() ? given_gamma : at::ones_like(beta);
   TORCH_CHECK((x.dim() == 4 || x.dim() == 2) && x.numel() > 0, "batch_norm_train: input ", x.sizes());
   TORCH_CHECK(fits(beta, x) && fits(gamma, x), "batch_norm_train: gamma or beta does not fit input ", x.sizes());
   double lo, hi;
   act_range(act, &lo, &hi);
   if (plain_cpu(x) && plain_cpu(beta) && plain_cpu(gamma))
-    return BatchNormAct::apply(x, gamma, beta, eps, lo, hi);
+    return BatchNormAct::apply(x, gamma, beta, eps, centred, lo, hi);
   auto [y, mean, rstd] = at::native_batch_norm(x, gamma, beta, {}, {}, true, 0., eps);
   const Tensor r = rstd.detach();
   return {activate(y, act), mean.detach(), (r * r).reciprocal_().sub_(eps).clamp_min_(0)};
@@ -380,9 +383,9 @@ int odh_depthwise_conv2d(const Tensor *x, const Tensor *w, const int64_t *geomet
 }
 
 // out: y, batch mean, batch variance (biased). gamma may be null.
-int odh_batch_norm_train(const Tensor *x, const Tensor *gamma, const Tensor *beta, double eps, int act, Tensor **out) {
+int odh_batch_norm_train(const Tensor *x, const Tensor *gamma, const Tensor *beta, double eps, int centred, int act, Tensor **out) {
   return odh::guarded([&] {
-    auto r = batch_norm_train(*x, maybe(gamma), *beta, eps, act);
+    auto r = batch_norm_train(*x, maybe(gamma), *beta, eps, centred != 0, act);
     for (int i = 0; i < 3; i++) out[i] = odh::give(r[i]);
   });
 }

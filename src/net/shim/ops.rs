@@ -19,6 +19,7 @@ unsafe extern "C" {
         gamma: *const C_tensor,
         beta: *const C_tensor,
         eps: f64,
+        centred: c_int,
         act: c_int,
         out: *mut *mut C_tensor,
     ) -> c_int;
@@ -38,6 +39,15 @@ pub enum Act {
     None = 0,
     Relu = 1,
     Relu6 = 2,
+}
+
+/// How a batch norm is written out, which decides how it rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// `(x - mean) * scale + beta`: TensorFlow's fused kernel.
+    Fused,
+    /// `x * scale + (beta - mean * scale)`: TensorFlow's separate operations.
+    Separate,
 }
 
 /// Where a convolution's kernel meets its input.
@@ -82,10 +92,17 @@ pub struct BatchNorm {
 ///
 /// # Errors
 /// If the input is empty or the shapes do not fit.
-pub fn batch_norm_train(x: &Tensor, gamma: Option<&Tensor>, beta: &Tensor, eps: f64, act: Act) -> Result<BatchNorm> {
+pub fn batch_norm_train(
+    x: &Tensor,
+    gamma: Option<&Tensor>,
+    beta: &Tensor,
+    eps: f64,
+    (form, act): (Form, Act),
+) -> Result<BatchNorm> {
     let mut out = [std::ptr::null_mut(); 3];
     let gamma = gamma.map_or(std::ptr::null(), Tensor::as_ptr);
-    check(unsafe { odh_batch_norm_train(x.as_ptr(), gamma, beta.as_ptr(), eps, act as c_int, out.as_mut_ptr()) })
+    let centred = c_int::from(form == Form::Fused);
+    check(unsafe { odh_batch_norm_train(x.as_ptr(), gamma, beta.as_ptr(), eps, centred, act as c_int, out.as_mut_ptr()) })
         .context("batch norm")?;
     let [y, mean, variance] = out.map(|p| unsafe { Tensor::from_ptr(p) });
     Ok(BatchNorm { y, mean, variance })
@@ -242,7 +259,7 @@ mod tests {
             tch::set_num_threads(threads);
             let leaves = leaves(&[&x, &w, &beta], Kind::Float);
             let y = depthwise_conv2d(&leaves[0], &leaves[1], g).unwrap();
-            let y = batch_norm_train(&y, None, &leaves[2], 1e-3, Act::Relu6).unwrap().y;
+            let y = batch_norm_train(&y, None, &leaves[2], 1e-3, (Form::Fused, Act::Relu6)).unwrap().y;
             (y * &dy).sum(Kind::Float).backward();
             leaves.iter().map(Tensor::grad).collect::<Vec<_>>()
         };
@@ -287,7 +304,7 @@ mod tests {
         ] {
             // The rounding of a large mean moves some values across a bend, and with them their gradients.
             let acts: &[Act] = if offset > 50. { &[Act::None] } else { &[Act::None, Act::Relu, Act::Relu6] };
-            for &act in acts {
+            for (&act, form) in acts.iter().flat_map(|act| [(act, Form::Fused), (act, Form::Separate)]) {
                 let mut x = random(&shape) + offset;
                 if x.dim() == 4 {
                     x = channels_last(&x).unwrap();
@@ -295,10 +312,10 @@ mod tests {
                 let c = shape[1];
                 let (gamma, beta) = (random(&[c]) * 2, random(&[c]) + 1);
                 let ours = leaves(&[&x, &gamma, &beta], Kind::Float);
-                let got = batch_norm_train(&ours[0], Some(&ours[1]), &ours[2], 1e-3, act).unwrap();
+                let got = batch_norm_train(&ours[0], Some(&ours[1]), &ours[2], 1e-3, (form, act)).unwrap();
                 let exact = leaves(&[&x, &gamma, &beta], Kind::Double);
                 let expected = reference_norm(&exact[0], &exact[1], &exact[2], 1e-3, act);
-                let what = format!("{shape:?} offset {offset} {act:?}");
+                let what = format!("{shape:?} offset {offset} {act:?} {form:?}");
                 // The input's own rounding, as a part of its deviation, sets what can be had.
                 let tolerance = 3e-6 * (1. + offset.abs() / 20.);
                 let e = error(&got.y, &expected);
@@ -326,8 +343,8 @@ mod tests {
     fn batch_norm_without_gamma_is_gamma_one() {
         let (x, beta) = (channels_last(&random(&[2, 8, 5, 5])).unwrap(), random(&[8]));
         let one = Tensor::ones([8], (Kind::Float, Device::Cpu));
-        let with = batch_norm_train(&x, Some(&one), &beta, 1e-3, Act::Relu6).unwrap();
-        let without = batch_norm_train(&x, None, &beta, 1e-3, Act::Relu6).unwrap();
+        let with = batch_norm_train(&x, Some(&one), &beta, 1e-3, (Form::Fused, Act::Relu6)).unwrap();
+        let without = batch_norm_train(&x, None, &beta, 1e-3, (Form::Fused, Act::Relu6)).unwrap();
         assert_eq!(with.y, without.y);
     }
 
@@ -335,8 +352,8 @@ mod tests {
     fn batch_norm_of_other_types_goes_through_libtorch() {
         let (x, gamma, beta) = (random(&[2, 8, 5, 5]), random(&[8]), random(&[8]));
         let [x64, gamma64, beta64] = [&x, &gamma, &beta].map(|t| t.to_kind(Kind::Double));
-        let ours = batch_norm_train(&x, Some(&gamma), &beta, 1e-3, Act::Relu6).unwrap();
-        let double = batch_norm_train(&x64, Some(&gamma64), &beta64, 1e-3, Act::Relu6).unwrap();
+        let ours = batch_norm_train(&x, Some(&gamma), &beta, 1e-3, (Form::Fused, Act::Relu6)).unwrap();
+        let double = batch_norm_train(&x64, Some(&gamma64), &beta64, 1e-3, (Form::Fused, Act::Relu6)).unwrap();
         assert!(error(&ours.y, &double.y) < 1e-6);
         assert!(error(&ours.mean, &double.mean) < 1e-6);
         assert!(error(&ours.variance, &double.variance) < 1e-6);
@@ -375,7 +392,7 @@ mod tests {
         let one = Tensor::ones([1], (Kind::Float, Device::Cpu));
         let y = affine_act(&x, &one, &one, Act::Relu6).unwrap();
         assert!(y.double_value(&[0, 0]).is_nan());
-        let y = batch_norm_train(&x, None, &one, 1e-3, Act::Relu6).unwrap().y;
+        let y = batch_norm_train(&x, None, &one, 1e-3, (Form::Fused, Act::Relu6)).unwrap().y;
         assert!(y.double_value(&[1, 0]).is_nan());
     }
 
