@@ -49,6 +49,7 @@ const BOTH: &[&str] = &["image1", "raccoon1"];
 
 #[rustfmt::skip]
 const MODELS: &[Model] = &[
+    Model { name: "faster_rcnn_inception_v2_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None },
     Model { name: "faster_rcnn_resnet50_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None },
     Model { name: "faster_rcnn_resnet101_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None },
     Model { name: "rfcn_resnet101_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None },
@@ -74,6 +75,7 @@ macro_rules! models {
 }
 
 models! {
+    inception_v2 "faster_rcnn_inception_v2_coco_2018_01_28";
     resnet50 "faster_rcnn_resnet50_coco_2018_01_28";
     resnet101 #[ignore = "large"] "faster_rcnn_resnet101_coco_2018_01_28";
     rfcn #[ignore = "large"] "rfcn_resnet101_coco_2018_01_28";

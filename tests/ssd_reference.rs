@@ -22,7 +22,7 @@ struct Case {
     share: f64,
     /// And all are within this.
     all: f64,
-    /// And all samples within this part of their tensor's largest magnitude.
+    /// And all samples within this part of their tensor's largest magnitude (of changes too, whose largest RMSProp's root makes smaller).
     samples: f64,
 }
 
@@ -33,7 +33,7 @@ struct Case {
 /// golden in 129 of 129, 99 of 216 (all within 2e-2), and 244 of 256 (all within 4e-3).
 const MODELS: [Case; 3] = [
     Case { name: "ssd_mobilenet_v1_coco_2017_11_17", share: 0.9, all: 6e-3, samples: 5e-2 },
-    Case { name: "ssd_mobilenet_v2_coco_2018_03_29", share: 0.35, all: 3e-2, samples: 2e-1 },
+    Case { name: "ssd_mobilenet_v2_coco_2018_03_29", share: 0.35, all: 3e-2, samples: 3e-1 },
     Case { name: "ssd_inception_v2_coco_2017_11_17", share: 0.8, all: 9e-3, samples: 5e-2 },
 ];
 

@@ -99,6 +99,7 @@ impl Golden {
     }
 
     /// How many keys start and end so.
+    #[allow(dead_code)]
     pub fn count(&self, start: &str, end: &str) -> usize {
         self.arrays.keys().filter(|key| key.starts_with(start) && key.ends_with(end)).count()
     }
