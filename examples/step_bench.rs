@@ -19,7 +19,6 @@ use odh::config::pipeline;
 use odh::data::image::decode_accurate;
 use odh::data::resize::resize_bilinear;
 use odh::detection::boxes::Groundtruth;
-use odh::detection::sampler::Shuffle;
 use odh::engine::optimizer::Optimizer;
 use odh::models;
 use odh::net::exec::apply_moving_updates;
@@ -73,7 +72,7 @@ fn main() -> Result<()> {
             pixels.extend(resize_bilinear(&image.data, image.height, image.width, 3, height, width));
         }
         let images = Tensor::from_slice(&pixels).f_view([batch as i64, height as i64, width as i64, 3])?;
-        let pass = model.losses(&variables, &images, &groundtruth, &mut Shuffle::of_step(0, step))?;
+        let pass = model.losses(&variables, &images, &groundtruth, &mut StepContext::new(0, step))?;
         let total = pass.total()?;
         let regularization = f64::try_from(optimizer.regularization(&variables)?)?;
         losses.push(f64::try_from(&total)? + regularization);

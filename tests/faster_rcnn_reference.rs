@@ -12,7 +12,7 @@ use odh::data::resize::resize_bilinear;
 use odh::detection::boxes::{BBox, Detections, Groundtruth};
 use odh::detection::sampler::Shuffle;
 use odh::engine::optimizer::Optimizer;
-use odh::models::DetectionModel;
+use odh::models::{DetectionModel, StepContext};
 use odh::models::box_classifier::{Classified, Regioned};
 use odh::models::faster_rcnn::FasterRcnn;
 use odh::models::rpn::Phase;
@@ -37,7 +37,6 @@ struct Model {
 
 /// A resizer in place of the config's.
 #[derive(Clone, Copy)]
-#[allow(dead_code)]
 enum Small {
     /// Short side 300, long one 512 at most.
     KeepAspect,
@@ -53,6 +52,8 @@ const MODELS: &[Model] = &[
     Model { name: "faster_rcnn_resnet50_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None },
     Model { name: "faster_rcnn_resnet101_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None },
     Model { name: "rfcn_resnet101_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None },
+    Model { name: "faster_rcnn_inception_resnet_v2_atrous_coco_2018_01_28", pictures: BOTH, raw: 1e-4, small: Some(Small::KeepAspect) },
+    Model { name: "faster_rcnn_nas_coco_2018_01_28", pictures: &["image1"], raw: 1e-4, small: Some(Small::Fixed) },
 ];
 
 /// The tests of a model, those of a large one behind `#[ignore]`.
@@ -79,6 +80,8 @@ models! {
     resnet50 "faster_rcnn_resnet50_coco_2018_01_28";
     resnet101 #[ignore = "large"] "faster_rcnn_resnet101_coco_2018_01_28";
     rfcn #[ignore = "large"] "rfcn_resnet101_coco_2018_01_28";
+    inception_resnet_v2 #[ignore = "large"] "faster_rcnn_inception_resnet_v2_atrous_coco_2018_01_28";
+    nas #[ignore = "large"] "faster_rcnn_nas_coco_2018_01_28";
 }
 
 fn model(name: &str) -> &'static Model {
@@ -299,7 +302,7 @@ fn training_step(m: &Model) {
     let truth_px = [Groundtruth { boxes, ..truth.clone() }];
 
     // First stage.
-    let pass = exec::train(model.first_graph(), &variables, &preprocessed).unwrap();
+    let pass = exec::train(model.first_graph(), &variables, &preprocessed, 0).unwrap();
     let mut moving = pass.moving;
     let first = model.rpn().gather(&pass.outputs, picture_px, Phase::Training).unwrap();
     close("pred/rpn_features_to_crop", &nhwc(&first.map), m.raw);
@@ -322,7 +325,7 @@ fn training_step(m: &Model) {
     let regions = golden_regions(&golden, picture_px);
     let classified = classifier
         .classify(&first.map, &regions, |input| {
-            let pass = exec::train(&classifier.graph, &variables, input)?;
+            let pass = exec::train(&classifier.graph, &variables, input, 0)?;
             moving.extend(pass.moving);
             Ok(pass.outputs)
         })
@@ -386,7 +389,7 @@ fn training_step(m: &Model) {
     check("changes", &compared);
 
     // The same picture again with the changed variables and, this time, the model's own proposals throughout.
-    let losses = model.losses(&variables, &images, &[truth], &mut Shuffle::Identity).unwrap();
+    let losses = model.losses(&variables, &images, &[truth], &mut StepContext { step: 1, shuffle: Shuffle::Identity }).unwrap();
     for (name, term) in &losses.terms {
         let expected = golden.scalar(&format!("after1step/loss/{name}"));
         relatively_close(&format!("{name} after a step"), term.double_value(&[]), expected, 1e-3);

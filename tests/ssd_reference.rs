@@ -166,7 +166,7 @@ fn check_training_step(case: &Case) {
     let preprocessed = Ssd::preprocess(&images).unwrap();
     assert!(golden.difference("preprocessed", &values(&preprocessed.permute([0, 2, 3, 1]))) < 1e-6);
 
-    let pass = exec::train(model.graph(), &variables, &preprocessed).unwrap();
+    let pass = exec::train(model.graph(), &variables, &preprocessed, 0).unwrap();
     let predictions = model.gather(&pass.outputs).unwrap();
     let d = golden.difference("pred/box_encodings", &values(&predictions.box_encodings));
     assert!(d < 1e-3, "box encodings: {d}");
@@ -234,7 +234,7 @@ fn check_training_step(case: &Case) {
     // The same batch again, with the changed variables. Hard example mining now chooses other anchors where losses nearly tie: changing the
     // pixels by 1e-7 of their size before the step changes these losses by up to 15 % (localization) and 3 % (both together) here, and
     // TensorFlow's own runs with its oneDNN kernels and without part by 3.5 %.
-    let pass = exec::train(model.graph(), &variables, &preprocessed).unwrap();
+    let pass = exec::train(model.graph(), &variables, &preprocessed, 0).unwrap();
     let record = model.loss(&model.gather(&pass.outputs).unwrap(), &groundtruth).unwrap();
     let [localization, classification] = [record.localization, record.classification].map(|loss| loss.double_value(&[]));
     let expected =

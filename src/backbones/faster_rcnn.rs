@@ -2,13 +2,15 @@
 
 use anyhow::{Context, Result, bail};
 
-use super::{inception_v2, resnet_v1};
+use super::{inception_resnet_v2, inception_v2, nasnet, resnet_v1};
 use crate::net::graph::{Graph, NodeId};
 use crate::net::layers::Scope;
 
 /// Every backbone that a Faster R-CNN can have, by `feature_extractor.type`.
-const BACKBONES: [(&str, FasterRcnnBackbone); 4] = [
+const BACKBONES: [(&str, FasterRcnnBackbone); 6] = [
+    ("faster_rcnn_inception_resnet_v2", inception_resnet_v2::FASTER_RCNN),
     ("faster_rcnn_inception_v2", inception_v2::FASTER_RCNN),
+    ("faster_rcnn_nas", nasnet::FASTER_RCNN),
     ("faster_rcnn_resnet50", resnet_v1::FASTER_RCNN_50),
     ("faster_rcnn_resnet101", resnet_v1::FASTER_RCNN_101),
     ("faster_rcnn_resnet152", resnet_v1::FASTER_RCNN_152),

@@ -2,9 +2,11 @@
 
 pub mod depth;
 pub mod faster_rcnn;
+mod inception_resnet_v2;
 mod inception_v2;
 mod mobilenet_v1;
 mod mobilenet_v2;
+mod nasnet;
 mod resnet_v1;
 pub mod ssd;
 pub mod ssd_feature_maps;

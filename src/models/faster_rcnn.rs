@@ -8,11 +8,10 @@ use tch::{Kind, Tensor};
 
 use super::box_classifier::{BoxClassifier, BoxClassifierLoss, Classified, Regioned};
 use super::rpn::{FirstStage, Phase, Rpn, RpnLoss};
-use super::{DetectionModel, Frozen, Losses, faster_rcnn_config};
+use super::{DetectionModel, Frozen, Losses, StepContext, faster_rcnn_config};
 use crate::backbones::faster_rcnn::{Pixels, RESTORED_SCOPES};
 use crate::data::resize::Resizer;
 use crate::detection::boxes::{Detections, Groundtruth, scale};
-use crate::detection::sampler::Shuffle;
 use crate::net::exec::{self, Inference, MovingUpdate};
 use crate::net::graph::{Graph, NodeId, Variable};
 use crate::net::variables::Variables;
@@ -92,27 +91,27 @@ impl FasterRcnn {
         variables: &Variables,
         images: &Tensor,
         groundtruth: &[Groundtruth],
-        shuffle: &mut Shuffle,
+        context: &mut StepContext,
     ) -> Result<Pass> {
         let picture_px = picture_size(images);
         let groundtruth_px: Vec<Groundtruth> = groundtruth.iter().map(|g| in_pixels(g, picture_px)).collect();
-        let pass = exec::train(&self.first, variables, &self.preprocess(images)?)?;
+        let pass = exec::train(&self.first, variables, &self.preprocess(images)?, context.step)?;
         let mut moving = pass.moving;
         let first = self.rpn.gather(&pass.outputs, picture_px, Phase::Training)?;
         let proposals = self.rpn.proposals(&first)?;
-        let sampled = self.classifier.sample(&proposals, &groundtruth_px, shuffle);
+        let sampled = self.classifier.sample(&proposals, &groundtruth_px, &mut context.shuffle);
         let regions = Regioned::new(sampled.iter().map(Vec::as_slice), picture_px);
         let (mut classified, mut classifier_loss) = (None, None);
         if !regions.boxes.is_empty() {
             let second = self.classifier.classify(&first.map, &regions, |input| {
-                let pass = exec::train(&self.classifier.graph, variables, input)?;
+                let pass = exec::train(&self.classifier.graph, variables, input, context.step)?;
                 moving.extend(pass.moving);
                 Ok(pass.outputs)
             })?;
             classifier_loss = Some(self.classifier.loss(&second, &regions, &groundtruth_px)?);
             classified = Some(second);
         }
-        let rpn_loss = self.rpn.loss(&first, &groundtruth_px, shuffle)?;
+        let rpn_loss = self.rpn.loss(&first, &groundtruth_px, &mut context.shuffle)?;
         Ok(Pass { first, regions, classified, rpn_loss, classifier_loss, moving })
     }
 }
@@ -151,9 +150,9 @@ impl DetectionModel for FasterRcnn {
         variables: &Variables,
         images: &Tensor,
         groundtruth: &[Groundtruth],
-        shuffle: &mut Shuffle,
+        context: &mut StepContext,
     ) -> Result<Losses> {
-        let pass = self.train(variables, images, groundtruth, shuffle)?;
+        let pass = self.train(variables, images, groundtruth, context)?;
         let zero = || Tensor::f_zeros([0i64; 0], (Kind::Float, images.device()));
         let (localization, classification) = match pass.classifier_loss {
             Some(loss) => (loss.localization, loss.classification),

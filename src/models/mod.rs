@@ -36,6 +36,22 @@ impl Losses {
     }
 }
 
+/// What a training pass goes by besides its batch; of the step alone, so that a resumed run does the same.
+#[derive(Debug, Clone)]
+pub struct StepContext {
+    /// Of the run, from 0: what follows a schedule.
+    pub step: u64,
+    /// What samplers choose by.
+    pub shuffle: Shuffle,
+}
+
+impl StepContext {
+    /// Of one step of a run with this seed.
+    pub fn new(seed: u64, step: u64) -> Self {
+        Self { step, shuffle: Shuffle::of_step(seed, step) }
+    }
+}
+
 /// What the engine needs of a model.
 pub trait DetectionModel {
     /// Classes without background.
@@ -53,13 +69,12 @@ pub trait DetectionModel {
     /// The losses of a batch, with gradients.
     ///
     /// * `images`: `[N, H, W, 3]`, RGB in 0..255, resized; on the variables' device.
-    /// * `shuffle`: what samplers choose by; of this step alone, so that a resumed run chooses the same.
     fn losses(
         &self,
         variables: &Variables,
         images: &Tensor,
         groundtruth: &[Groundtruth],
-        shuffle: &mut Shuffle,
+        context: &mut StepContext,
     ) -> Result<Losses>;
 
     /// The model with the variables' present values frozen in.

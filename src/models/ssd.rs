@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 
 use super::box_predictor::Predicted;
 use super::post_processing::{ScoreConverter, host_values};
-use super::{DetectionModel, Frozen, Losses, ssd_config};
+use super::{DetectionModel, Frozen, Losses, StepContext, ssd_config};
 use crate::data::resize::Resizer;
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::{BBox, Detections, Groundtruth};
@@ -17,7 +17,6 @@ use crate::detection::hard_example_miner::{HardExampleMiner, Mined, RankBy};
 use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
 use crate::detection::matcher::ArgMaxMatcher;
 use crate::detection::nms::{NmsOptions, multiclass};
-use crate::detection::sampler::Shuffle;
 use crate::detection::target_assigner::{Targets, assign};
 use crate::net::exec::{self, Inference, Outputs};
 use crate::net::graph::{Graph, Variable};
@@ -293,8 +292,8 @@ impl DetectionModel for Ssd {
         &["FeatureExtractor/"]
     }
 
-    fn losses(&self, variables: &Variables, images: &Tensor, groundtruth: &[Groundtruth], _: &mut Shuffle) -> Result<Losses> {
-        let pass = exec::train(&self.graph, variables, &Self::preprocess(images)?)?;
+    fn losses(&self, variables: &Variables, images: &Tensor, groundtruth: &[Groundtruth], context: &mut StepContext) -> Result<Losses> {
+        let pass = exec::train(&self.graph, variables, &Self::preprocess(images)?, context.step)?;
         let record = self.loss(&self.gather(&pass.outputs)?, groundtruth)?;
         Ok(Losses {
             terms: vec![("Loss/localization_loss", record.localization), ("Loss/classification_loss", record.classification)],

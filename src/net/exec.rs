@@ -1,12 +1,15 @@
-//! Runs a graph on libtorch: for training with gradients, and for inference with batch norms folded into their convolutions.
+//! Runs a graph on libtorch with gradients, for training; [`Inference`] runs it frozen.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tch::{Kind, Tensor};
 
-use super::graph::{Activation, BatchNorm, Graph, MovingVariance, NodeId, Op, VariableId, Window};
+pub use super::inference::Inference;
+
+use super::graph::{Activation, BatchNorm, Graph, MovingVariance, Op, VariableId};
+use super::operations::{act, activate_in_place, apply, convolve, scale_and_shift};
+use super::plan::Plan;
 use super::shim;
 use super::variables::Variables;
 
@@ -33,46 +36,32 @@ pub struct TrainPass {
 /// One forward pass with gradients and batch statistics.
 ///
 /// * `input`: `[N, C, H, W]`.
+/// * `step`: of the training, for what follows a schedule.
 ///
 /// # Errors
 /// If libtorch refuses an operation; the message names the node.
-pub fn train(graph: &Graph, variables: &Variables, input: &Tensor) -> Result<TrainPass> {
-    let readers = count_readers(graph);
-    let ids = resolve(graph, variables)?;
+pub fn train(graph: &Graph, variables: &Variables, input: &Tensor, step: u64) -> Result<TrainPass> {
+    let pass = Pass { graph, plan: Plan::new(graph, true), variables, ids: resolve(graph, variables)?, step };
     let mut moving = Vec::new();
     let mut values: Vec<Option<Tensor>> = (0..graph.nodes().len()).map(|_| None).collect();
-    let mut left = readers.clone();
-    let mut skip = None;
-    for (i, node) in graph.nodes().iter().enumerate() {
-        if skip == Some(i) || readers[i] == 0 {
+    let mut left = pass.plan.reader_counts();
+    let mut done = vec![false; graph.nodes().len()];
+    for &i in pass.plan.order() {
+        if done[i] {
             continue;
         }
-        let var = |id: VariableId| variables.tensor(ids[id.0]);
+        let inputs = pass.plan.inputs(graph, i);
+        let layer = pass.layer(i);
         let value = {
-            let inputs = gather(&values, node.inputs.as_slice())?;
-            match &node.op {
-                Op::Input => input.shallow_clone(),
-                Op::BatchNorm(norm) => {
-                    let next = fused_activation(graph, &readers, i);
-                    let (y, update) = batch_norm(inputs[0], norm, next.map(|(_, a)| a), &var, &ids)
-                        .with_context(|| format!("running {}", node.name))?;
-                    moving.extend(update);
-                    if let Some((reader, _)) = next {
-                        skip = Some(reader);
-                        values[reader] = Some(y.shallow_clone());
-                    }
-                    y
-                }
-                Op::Dropout { keep } => inputs[0].f_dropout(1.0 - keep, true)?,
-                op => apply(op, &inputs, &var).with_context(|| format!("running {}", node.name))?,
-            }
+            let x = gather(&values, &inputs)?;
+            let value = pass.compute(i, &layer, (&x, input), &mut moving);
+            value.with_context(|| format!("running {}", graph.nodes()[i].name))?
         };
-        if skip.is_none_or(|s| s <= i) {
-            values[i] = Some(value);
-        }
-        release(&mut values, &mut left, &node.inputs);
+        layer.nodes.iter().for_each(|&node| done[node] = true);
+        values[*layer.nodes.last().unwrap_or(&i)] = Some(value);
+        release(&mut values, &mut left, &inputs);
     }
-    Ok(TrainPass { outputs: take_outputs(graph, &values)?, moving })
+    Ok(TrainPass { outputs: take_outputs(graph, &pass.plan, &values)?, moving })
 }
 
 /// Moves each moving average towards its batch's statistics, as TensorFlow's update operations do after a step.
@@ -88,151 +77,108 @@ pub fn apply_moving_updates(variables: &Variables, updates: &[MovingUpdate]) -> 
     })
 }
 
-/// A graph made ready for inference: frozen values, batch norms folded away.
-#[derive(Debug)]
-pub struct Inference {
-    graph: Arc<Graph>,
-    steps: Vec<Step>,
-    readers: Vec<usize>,
+/// What one training pass needs to know.
+struct Pass<'a> {
+    graph: &'a Graph,
+    plan: Plan,
+    variables: &'a Variables,
+    /// Positions of the graph's variables.
+    ids: Vec<usize>,
+    step: u64,
 }
 
-/// One step of an inference: a node, or a convolution with all that follows it up to its activation.
-#[derive(Debug)]
-struct Step {
-    node: usize,
-    /// Where the result is read.
-    result: usize,
-    kind: StepKind,
-}
+impl<'a> Pass<'a> {
+    fn var(&self, id: VariableId) -> &'a Tensor {
+        self.variables.tensor(self.ids[id.0])
+    }
 
-#[derive(Debug)]
-enum StepKind {
-    Input,
-    Convolution { weights: Tensor, bias: Option<Tensor>, window: Window, depthwise: bool, activation: Option<Activation> },
-    Affine { scale: Tensor, shift: Tensor, activation: Option<Activation> },
-    FullyConnected { weights: Tensor, bias: Option<Tensor> },
-    Identity,
-    Plain(Op),
-}
-
-impl Inference {
-    /// Folds the variables' present values.
-    pub fn new(graph: &Arc<Graph>, variables: &Variables) -> Result<Self> {
-        let readers = count_readers(graph);
-        let ids = resolve(graph, variables)?;
-        let var = |id: VariableId| variables.tensor(ids[id.0]);
-        let mut steps = Vec::new();
-        let mut done = vec![false; graph.nodes().len()];
-        tch::no_grad(|| -> Result<()> {
-            for (i, node) in graph.nodes().iter().enumerate() {
-                if done[i] || readers[i] == 0 {
-                    continue;
-                }
-                let mut result = i;
-                // The sole reader of the present result, if it is one that can be taken in.
-                let follow = |result: usize| (readers[result] == 1).then(|| sole_reader(graph, &readers, result)).flatten();
-                let take_activation = |result: &mut usize, done: &mut Vec<bool>| {
-                    let next = follow(*result)?;
-                    let Op::Activation(activation) = graph.nodes()[next].op else { return None };
-                    done[next] = true;
-                    *result = next;
-                    Some(activation)
-                };
-                let kind = match &node.op {
-                    Op::Input => StepKind::Input,
-                    Op::Conv2d { weights, window } | Op::DepthwiseConv2d { weights, window } => {
-                        let mut w = var(*weights).f_detach()?;
-                        let mut bias = None;
-                        if let Some(next) = follow(i) {
-                            match &graph.nodes()[next].op {
-                                Op::BatchNorm(norm) => {
-                                    let (scale, shift) = scale_and_shift(norm, &var)?;
-                                    // A new tensor: `w` still is the variable's own memory.
-                                    w = w.f_mul(&scale.f_view([-1, 1, 1, 1])?)?;
-                                    bias = Some(shift);
-                                }
-                                Op::BiasAdd { biases } => bias = Some(var(*biases).f_detach()?),
-                                _ => {}
-                            }
-                            if bias.is_some() {
-                                done[next] = true;
-                                result = next;
-                            }
-                        }
-                        let activation = take_activation(&mut result, &mut done);
-                        let depthwise = matches!(node.op, Op::DepthwiseConv2d { .. });
-                        if !depthwise {
-                            w = shim::channels_last(&w)?;
-                        }
-                        StepKind::Convolution { weights: w, bias, window: *window, depthwise, activation }
-                    }
-                    Op::BatchNorm(norm) => {
+    fn compute(&self, node: usize, layer: &Layer, x: (&[&Tensor], &Tensor), moving: &mut Vec<MovingUpdate>) -> Result<Tensor> {
+        let (x, input) = x;
+        let node = &self.graph.nodes()[node];
+        let var = |id| self.var(id);
+        Ok(match &node.op {
+            Op::Input => input.shallow_clone(),
+            Op::Conv2d { weights, window } | Op::DepthwiseConv2d { weights, window } => {
+                let depthwise = matches!(node.op, Op::DepthwiseConv2d { .. });
+                let mut folded = var(*weights).shallow_clone();
+                let bias = match &layer.norm {
+                    // What is kept for the backward pass decides how much memory a step takes. Folded into the weights, by operations that have
+                    // gradients themselves, the batch norm does not keep the convolution's result.
+                    Some(norm) => {
                         let (scale, shift) = scale_and_shift(norm, &var)?;
-                        let activation = take_activation(&mut result, &mut done);
-                        StepKind::Affine { scale: scale.f_view([1, -1, 1, 1])?, shift: shift.f_view([1, -1, 1, 1])?, activation }
+                        folded = folded.f_mul(&scale.f_view([-1, 1, 1, 1])?)?;
+                        Some(shift)
                     }
-                    Op::BiasAdd { biases } => {
-                        let shift = var(*biases).f_detach()?.f_view([1, -1, 1, 1])?;
-                        StepKind::Affine { scale: shift.f_ones_like()?, shift, activation: None }
-                    }
-                    Op::FullyConnected { weights } => {
-                        let mut bias = None;
-                        if let Some(next) = follow(i)
-                            && let Op::BiasAdd { biases } = &graph.nodes()[next].op
-                        {
-                            bias = Some(var(*biases).f_detach()?);
-                            done[next] = true;
-                            result = next;
-                        }
-                        StepKind::FullyConnected { weights: var(*weights).f_detach()?, bias }
-                    }
-                    Op::Dropout { .. } => StepKind::Identity,
-                    op => StepKind::Plain(*op),
+                    None => layer.biases.map(|biases| var(biases).shallow_clone()),
                 };
-                steps.push(Step { node: i, result, kind });
+                activate_in_place(convolve(x[0], &folded, bias.as_ref(), window, depthwise)?, layer.activation)?
             }
-            Ok(())
-        })?;
-        Ok(Self { graph: Arc::clone(graph), steps, readers })
-    }
-
-    /// One forward pass without gradients; every tensor is freed after its last reader.
-    ///
-    /// * `input`: `[N, C, H, W]`.
-    pub fn run(&self, input: &Tensor) -> Result<Outputs> {
-        tch::no_grad(|| {
-            let mut left = self.readers.clone();
-            let mut values: Vec<Option<Tensor>> = (0..self.graph.nodes().len()).map(|_| None).collect();
-            for step in &self.steps {
-                let node = &self.graph.nodes()[step.node];
-                let value = {
-                    let x = gather(&values, node.inputs.as_slice())?;
-                    self.step(step, &x, input).with_context(|| format!("running {}", node.name))?
-                };
-                values[step.result] = Some(value);
-                release(&mut values, &mut left, &node.inputs);
+            Op::BatchNorm(norm) => {
+                let (y, update) = batch_norm(x[0], norm, layer.activation, &var, &self.ids)?;
+                moving.extend(update);
+                y
             }
-            take_outputs(&self.graph, &values)
+            Op::Add => {
+                let sum = apply(&node.op, x, node.channels, &var)?;
+                activate_in_place(sum, layer.activation)?
+            }
+            Op::Dropout { keep } => x[0].f_dropout(1.0 - keep, true)?,
+            Op::DropPath { rate, steps } => drop_path(x[0], rate * (self.step as f64 / steps).min(1.0))?,
+            op => apply(op, x, node.channels, &var)?,
         })
     }
 
-    fn step(&self, step: &Step, x: &[&Tensor], input: &Tensor) -> Result<Tensor> {
-        Ok(match &step.kind {
-            StepKind::Input => input.shallow_clone(),
-            StepKind::Identity => x[0].shallow_clone(),
-            StepKind::Convolution { weights, bias, window, depthwise, activation } => {
-                let y = convolve(x[0], weights, bias.as_ref(), window, *depthwise)?;
-                activate_in_place(y, *activation)?
+    /// What is computed together with `node`.
+    fn layer(&self, node: usize) -> Layer {
+        let nodes = self.graph.nodes();
+        let mut layer = Layer { nodes: vec![node], norm: None, biases: None, activation: None };
+        let next = |node| self.plan.sole_reader(node).map(|reader| (reader, &nodes[reader].op));
+        if matches!(nodes[node].op, Op::Conv2d { .. } | Op::DepthwiseConv2d { .. }) {
+            match next(node) {
+                Some((reader, Op::BatchNorm(norm))) if !norm.train => {
+                    layer.norm = Some(*norm);
+                    layer.nodes.push(reader);
+                }
+                Some((reader, Op::BiasAdd { biases })) => {
+                    layer.biases = Some(*biases);
+                    layer.nodes.push(reader);
+                }
+                // Its raw result is read by something else that keeps it.
+                _ => return layer,
             }
-            StepKind::Affine { scale, shift, activation } => activate_in_place(x[0] * scale + shift, *activation)?,
-            StepKind::FullyConnected { weights, bias } => x[0].f_linear(weights, bias.as_ref())?,
-            StepKind::Plain(op) => apply(op, x, &|_| unreachable!("plain operations have no variables"))?,
-        })
+        } else if !matches!(nodes[node].op, Op::BatchNorm(_) | Op::Add) {
+            return layer;
+        }
+        let last = *layer.nodes.last().unwrap_or(&node);
+        if let Some((reader, Op::Activation(activation))) = next(last) {
+            layer.activation = Some(*activation);
+            layer.nodes.push(reader);
+        }
+        layer
     }
+}
+
+/// A node and what follows it up to its activation, where nothing else reads what lies between.
+struct Layer {
+    /// In their order; the last has the result.
+    nodes: Vec<usize>,
+    norm: Option<BatchNorm>,
+    biases: Option<VariableId>,
+    activation: Option<Activation>,
+}
+
+/// Drops each picture of the batch with probability `rate` and scales up the others.
+fn drop_path(x: &Tensor, rate: f64) -> Result<Tensor> {
+    if rate == 0.0 {
+        return Ok(x.shallow_clone());
+    }
+    let keep = 1.0 - rate;
+    let drawn = Tensor::f_rand([x.size()[0], 1, 1, 1], (x.kind(), x.device()))?;
+    Ok(x.f_mul(&((drawn + keep).f_floor()? / keep))?)
 }
 
 /// Positions in `variables` of the graph's variables.
-fn resolve(graph: &Graph, variables: &Variables) -> Result<Vec<usize>> {
+pub(super) fn resolve(graph: &Graph, variables: &Variables) -> Result<Vec<usize>> {
     graph
         .variables()
         .iter()
@@ -240,70 +186,29 @@ fn resolve(graph: &Graph, variables: &Variables) -> Result<Vec<usize>> {
         .collect()
 }
 
-/// How many read each node's value, the caller included; 0 for a node that leads to no output, and that none need run.
-fn count_readers(graph: &Graph) -> Vec<usize> {
-    let mut readers = vec![0; graph.nodes().len()];
-    graph.outputs().iter().for_each(|(_, id)| readers[id.0] += 1);
-    for (i, node) in graph.nodes().iter().enumerate().rev() {
-        if readers[i] > 0 {
-            node.inputs.iter().for_each(|id| readers[id.0] += 1);
-        }
-    }
-    readers
+pub(super) fn gather<'v>(values: &'v [Option<Tensor>], nodes: &[usize]) -> Result<Vec<&'v Tensor>> {
+    nodes.iter().map(|&i| values[i].as_ref().context("a value was freed before its last reader")).collect()
 }
 
-/// The node that reads `result`, if a node and not the caller does.
-fn sole_reader(graph: &Graph, readers: &[usize], result: usize) -> Option<usize> {
-    (0..graph.nodes().len()).find(|&i| readers[i] > 0 && graph.nodes()[i].inputs.contains(&NodeId(result)))
-}
-
-fn fused_activation(graph: &Graph, readers: &[usize], node: usize) -> Option<(usize, Activation)> {
-    if readers[node] != 1 {
-        return None;
-    }
-    // The activation is the next node wherever slim's layers make one.
-    let next = graph.nodes().get(node + 1)?;
-    match next.op {
-        Op::Activation(a) if next.inputs == [NodeId(node)] => Some((node + 1, a)),
-        _ => None,
-    }
-}
-
-fn gather<'v>(values: &'v [Option<Tensor>], ids: &[NodeId]) -> Result<Vec<&'v Tensor>> {
-    ids.iter().map(|id| values[id.0].as_ref().context("a value was freed before its last reader")).collect()
-}
-
-fn release(values: &mut [Option<Tensor>], left: &mut [usize], inputs: &[NodeId]) {
-    for id in inputs {
-        left[id.0] -= 1;
-        if left[id.0] == 0 {
-            values[id.0] = None;
+/// Frees values after their last reader.
+fn release(values: &mut [Option<Tensor>], left: &mut [usize], inputs: &[usize]) {
+    for &i in inputs {
+        left[i] -= 1;
+        if left[i] == 0 {
+            values[i] = None;
         }
     }
 }
 
-fn take_outputs(graph: &Graph, values: &[Option<Tensor>]) -> Result<Outputs> {
+pub(super) fn take_outputs(graph: &Graph, plan: &Plan, values: &[Option<Tensor>]) -> Result<Outputs> {
     graph
         .outputs()
         .iter()
         .map(|(name, id)| {
-            let value = values[id.0].as_ref().with_context(|| format!("output `{name}` was not computed"))?;
+            let value = values[plan.value_of(*id)].as_ref().with_context(|| format!("output `{name}` was not computed"))?;
             Ok((name.clone(), value.shallow_clone()))
         })
         .collect()
-}
-
-/// Factor and summand of each channel when a batch norm uses its stored statistics, `[C]` each.
-fn scale_and_shift<'v>(norm: &BatchNorm, var: &impl Fn(VariableId) -> &'v Tensor) -> Result<(Tensor, Tensor)> {
-    let mut scale = (var(norm.moving_variance) + norm.epsilon).f_rsqrt()?;
-    if let Some(gamma) = norm.gamma {
-        scale *= var(gamma);
-    }
-    let mut shift = -(var(norm.moving_mean) * &scale);
-    if let Some(beta) = norm.beta {
-        shift += var(beta);
-    }
-    Ok((scale, shift))
 }
 
 /// A batch norm in training, with the activation that follows it.
@@ -348,94 +253,4 @@ fn batch_norm<'v>(
         decay: norm.decay,
     };
     Ok((normed.y, Some(update)))
-}
-
-fn act(activation: Option<Activation>) -> shim::Act {
-    match activation {
-        None => shim::Act::None,
-        Some(Activation::Relu) => shim::Act::Relu,
-        Some(Activation::Relu6) => shim::Act::Relu6,
-    }
-}
-
-fn activate(x: &Tensor, activation: Option<Activation>) -> Result<Tensor> {
-    Ok(match activation {
-        None => x.shallow_clone(),
-        Some(Activation::Relu) => x.f_relu()?,
-        Some(Activation::Relu6) => x.f_clamp(0.0, 6.0)?,
-    })
-}
-
-fn activate_in_place(mut x: Tensor, activation: Option<Activation>) -> Result<Tensor> {
-    Ok(match activation {
-        None => x,
-        Some(Activation::Relu) => x.f_relu_()?,
-        Some(Activation::Relu6) => x.f_clamp_(0.0, 6.0)?,
-    })
-}
-
-fn convolve(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>, window: &Window, depthwise: bool) -> Result<Tensor> {
-    let size = x.size();
-    let [top, left, bottom, right] = window.pads(size[2], size[3]);
-    if depthwise {
-        let geometry =
-            shim::ConvGeometry { stride: window.stride, padding: [top, left, bottom, right], dilation: window.dilation };
-        let y = shim::depthwise_conv2d(x, weights, geometry)?;
-        return Ok(match bias {
-            Some(bias) => y + bias.f_view([1, -1, 1, 1])?,
-            None => y,
-        });
-    }
-    if top == bottom && left == right {
-        return Ok(x.f_conv2d(weights, bias, window.stride, [top, left], window.dilation, 1)?);
-    }
-    let padded = x.f_constant_pad_nd([left, right, top, bottom])?;
-    Ok(padded.f_conv2d(weights, bias, window.stride, [0, 0], window.dilation, 1)?)
-}
-
-/// Operations that are the same in training and inference.
-fn apply<'v>(op: &Op, x: &[&Tensor], var: &impl Fn(VariableId) -> &'v Tensor) -> Result<Tensor> {
-    Ok(match op {
-        Op::Conv2d { weights, window } => convolve(x[0], var(*weights), None, window, false)?,
-        Op::DepthwiseConv2d { weights, window } => convolve(x[0], var(*weights), None, window, true)?,
-        Op::FullyConnected { weights } => x[0].f_linear(var(*weights), None::<&Tensor>)?,
-        Op::BiasAdd { biases } => {
-            let bias = var(*biases);
-            if x[0].dim() == 4 { x[0] + bias.f_view([1, -1, 1, 1])? } else { x[0] + bias }
-        }
-        Op::Activation(activation) => activate(x[0], Some(*activation))?,
-        Op::MaxPool(window) => max_pool(x[0], window)?,
-        Op::AvgPool(window) => avg_pool(x[0], window)?,
-        Op::GlobalMean => x[0].f_mean_dim([2i64, 3].as_slice(), false, Kind::Float)?,
-        Op::Concat => Tensor::f_cat(x, 1)?,
-        Op::Add => x[0] + x[1],
-        Op::Scale(factor) => x[0] * *factor,
-        Op::Pad([top, left, bottom, right]) => x[0].f_constant_pad_nd([*left, *right, *top, *bottom])?,
-        Op::Input | Op::BatchNorm(_) | Op::Dropout { .. } => bail!("{op:?} is handled by its caller"),
-    })
-}
-
-fn max_pool(x: &Tensor, window: &Window) -> Result<Tensor> {
-    let size = x.size();
-    let [top, left, bottom, right] = window.pads(size[2], size[3]);
-    if [top, left, bottom, right] == [0; 4] {
-        return Ok(x.f_max_pool2d(window.kernel, window.stride, [0, 0], window.dilation, false)?);
-    }
-    // Cells outside the map never win.
-    let padded = x.f_pad([left, right, top, bottom], "constant", f64::NEG_INFINITY)?;
-    Ok(padded.f_max_pool2d(window.kernel, window.stride, [0, 0], window.dilation, false)?)
-}
-
-fn avg_pool(x: &Tensor, window: &Window) -> Result<Tensor> {
-    let size = x.size();
-    let [top, left, bottom, right] = window.pads(size[2], size[3]);
-    let pool = |x: &Tensor, divisor: Option<i64>| x.f_avg_pool2d(window.kernel, window.stride, [0, 0], false, true, divisor);
-    if [top, left, bottom, right] == [0; 4] {
-        return Ok(pool(x, None)?);
-    }
-    // The sum over the window, divided by how many of its cells lie inside the map.
-    let pads = [left, right, top, bottom];
-    let sum = pool(&x.f_constant_pad_nd(pads)?, Some(1))?;
-    let ones = Tensor::f_ones([1, 1, size[2], size[3]], (x.kind(), x.device()))?;
-    Ok(sum / pool(&ones.f_constant_pad_nd(pads)?, Some(1))?)
 }

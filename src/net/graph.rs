@@ -187,9 +187,21 @@ pub enum Op {
     Scale(f64),
     /// Zeros around the map: `[top, left, bottom, right]`.
     Pad([i64; 4]),
+    /// The map from a row, a column and a channel on; of the channels, as many as the node has.
+    Slice {
+        row: i64,
+        column: i64,
+        channel: i64,
+    },
     /// Keeps each element with this probability in training, scaled up by its inverse.
     Dropout {
         keep: f64,
+    },
+    /// Drops whole pictures of the batch in training, with a probability that grows with the step from 0 to `rate` at step `steps`; the kept ones
+    /// are scaled up by the inverse of their probability.
+    DropPath {
+        rate: f64,
+        steps: f64,
     },
 }
 
@@ -284,6 +296,7 @@ impl Graph {
                     window.output_size(before[0], before[1])
                 }
                 Op::Pad([top, left, bottom, right]) => [before[0] + top + bottom, before[1] + left + right],
+                Op::Slice { row, column, .. } => [before[0] - row, before[1] - column],
                 Op::GlobalMean | Op::FullyConnected { .. } => [1, 1],
                 Op::Input
                 | Op::BiasAdd { .. }
@@ -292,7 +305,8 @@ impl Graph {
                 | Op::Concat
                 | Op::Add
                 | Op::Scale(_)
-                | Op::Dropout { .. } => before,
+                | Op::Dropout { .. }
+                | Op::DropPath { .. } => before,
             });
         }
         sizes

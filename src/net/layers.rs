@@ -122,7 +122,8 @@ pub fn fully_connected(graph: &mut Graph, x: NodeId, scope: &Scope, channels: i6
     finish(graph, y, scope, &ConvScope { batch_norm: None, ..*with })
 }
 
-fn declare_weights(graph: &mut Graph, name: String, shape: Vec<i64>, kind: VariableKind, with: &ConvScope) -> VariableId {
+/// Declares the weights of a layer.
+pub fn declare_weights(graph: &mut Graph, name: String, shape: Vec<i64>, kind: VariableKind, with: &ConvScope) -> VariableId {
     graph.declare(Variable {
         name,
         shape,

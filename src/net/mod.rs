@@ -3,6 +3,9 @@
 pub mod exec;
 pub mod graph;
 pub mod hyperparams;
+mod inference;
 pub mod layers;
+mod operations;
+mod plan;
 pub mod shim;
 pub mod variables;

@@ -94,6 +94,7 @@ impl Golden {
         Self { arrays }
     }
 
+    #[allow(dead_code)]
     pub fn has(&self, key: &str) -> bool {
         self.arrays.contains_key(key)
     }

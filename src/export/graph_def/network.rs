@@ -134,8 +134,14 @@ impl Writer<'_> {
                 b.same(name, "Mul", &[x, factor])
             }
             Op::Pad(pads) => zeros_around(b, name, x, pads),
+            Op::Slice { row, column, channel } => {
+                let [row, column, channel, channels] = [*row, *column, *channel, node.channels].map(|v| v as i32);
+                let begin = b.ints(&format!("{name}/begin"), &[4], &[0, row, column, channel]);
+                let size = b.ints(&format!("{name}/size"), &[4], &[-1, -1, -1, channels]);
+                b.add(name, Node::new("Slice", &[x, begin, size]).typed("T").with("Index", DataType::DtInt32), DataType::DtFloat)
+            }
             // Only training drops anything.
-            Op::Dropout { .. } => x,
+            Op::Dropout { .. } | Op::DropPath { .. } => x,
         })
     }
 
