@@ -20,7 +20,7 @@ use odh::data::image::decode_accurate;
 use odh::data::resize::resize_bilinear;
 use odh::detection::boxes::Groundtruth;
 use odh::engine::optimizer::Optimizer;
-use odh::models;
+use odh::models::{self, StepContext};
 use odh::net::exec::apply_moving_updates;
 use odh::net::shim;
 use odh::net::variables::Variables;

@@ -276,8 +276,9 @@ impl Summary {
         let limit = TOLERANCE * traced.largest;
         let off = |(i, (a, b)): (usize, (f64, f64))| {
             let what = ["mean", "standard deviation", "largest magnitude"].get(i).copied().unwrap_or("a sample");
-            // Not `>`: a sample that was never seen is no number.
-            (!((a - b).abs() <= limit)).then(|| format!("{what} {a} is not {b} (within {limit:.1e})"))
+            // A sample that was never seen is no number.
+            let close = (a - b).abs() <= limit;
+            (!close).then(|| format!("{what} {a} is not {b} (within {limit:.1e})"))
         };
         mine.zip(theirs).enumerate().find_map(off)
     }

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 #[derive(Debug, Clone)]
 pub enum Shuffle {
     /// By chance.
-    Random(ChaCha8Rng),
+    Random(Box<ChaCha8Rng>),
     /// The first come first: how the reference's training goldens were made.
     Identity,
 }
@@ -21,13 +21,13 @@ impl Shuffle {
         let mut key = [0u8; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
         key[8..16].copy_from_slice(&step.to_le_bytes());
-        Self::Random(ChaCha8Rng::from_seed(key))
+        Self::Random(Box::new(ChaCha8Rng::from_seed(key)))
     }
 
     /// At most `count` of the candidates, each as likely as any other.
     fn take(&mut self, mut candidates: Vec<usize>, count: usize) -> Vec<usize> {
         if let Self::Random(rng) = self {
-            candidates.shuffle(rng);
+            candidates.shuffle(&mut **rng);
         }
         candidates.truncate(count);
         candidates

@@ -292,7 +292,13 @@ impl DetectionModel for Ssd {
         &["FeatureExtractor/"]
     }
 
-    fn losses(&self, variables: &Variables, images: &Tensor, groundtruth: &[Groundtruth], context: &mut StepContext) -> Result<Losses> {
+    fn losses(
+        &self,
+        variables: &Variables,
+        images: &Tensor,
+        groundtruth: &[Groundtruth],
+        context: &mut StepContext,
+    ) -> Result<Losses> {
         let pass = exec::train(&self.graph, variables, &Self::preprocess(images)?, context.step)?;
         let record = self.loss(&self.gather(&pass.outputs)?, groundtruth)?;
         Ok(Losses {
