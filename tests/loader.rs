@@ -307,3 +307,27 @@ fn real_photos_load_and_never_keep_a_slow_step_waiting() {
     }
     assert!(waited < first * 3, "waited {waited:?} over six slow steps, {first:?} for the first batch alone");
 }
+
+#[test]
+fn pictures_that_keep_their_aspect_make_no_batch_unless_they_are_of_one_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = dataset(folder.path(), 5);
+    let keep =
+        |batch_size| LoaderOptions { resizer: Resizer::KeepAspectRatio { min: 20, max: 100 }, ..options(&path, batch_size) };
+    let mut alone = Loader::new(keep(1)).unwrap();
+    for width in [40, 42, 44] {
+        let batch = alone.next().unwrap();
+        assert_eq!((batch.height, batch.width, batch.images.len()), (20, width, 20 * width * 3));
+    }
+    let error = first_error(keep(2));
+    assert!(error.contains("0.png 20x40 and 1.png 20x42") && error.contains("batch_size: 1"), "{error}");
+
+    // Crops make it certain at once; pictures of one size are no fault.
+    let crop = training(&path, 2).augmentations;
+    let error = Loader::new(LoaderOptions { augmentations: crop, ..keep(2) }).err().map(|e| format!("{e:#}")).unwrap();
+    assert!(error.contains("train_config.batch_size: 2") && error.contains("data_augmentation_options"), "{error}");
+    let same = folder.path().join("same.record");
+    write(&same, &[picture(1, 30), picture(2, 30)]);
+    let mut pair = Loader::new(LoaderOptions { records: vec![same], ..keep(2) }).unwrap();
+    assert_eq!(pair.next().unwrap().names.len(), 2);
+}

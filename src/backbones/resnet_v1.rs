@@ -158,3 +158,37 @@ fn same_window(kernel: i64, stride: i64, dilation: i64) -> Window {
         padding: Padding::Explicit([before, before, after, after]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_stride_8_block3_is_dilated_where_it_would_shrink_the_map() {
+        for (stride, grid, dilation) in [(16, [7, 10], 1), (8, [13, 19], 2)] {
+            let mut graph = Graph::new();
+            let x = graph.input("x", 3);
+            let options = StageOptions { stride, train_batch_norm: false };
+            let map = (FASTER_RCNN_50.first_stage)(&mut graph, x, &Scope::new("F"), &options);
+            assert_eq!(graph.channels(map), 1024);
+            assert_eq!(graph.sizes([101, 150])[map.0], grid, "stride {stride}");
+            let conv = graph.find("F/resnet_v1_50/resnet_v1_50/block3/unit_3/bottleneck_v1/conv2/Conv2D").unwrap();
+            let Op::Conv2d { window, .. } = graph.node(conv).op else { panic!() };
+            assert_eq!((window.stride, window.dilation), ([1, 1], [dilation; 2]));
+            // Block4 has its variables, though nothing reads it.
+            assert!(graph.variables().iter().any(|v| v.name.contains("block4/unit_3")));
+        }
+    }
+
+    #[test]
+    fn the_deeper_networks_have_their_papers_units() {
+        for (backbone, units) in [(FASTER_RCNN_50, 13), (FASTER_RCNN_101, 30), (FASTER_RCNN_152, 47)] {
+            let mut graph = Graph::new();
+            let x = graph.input("x", 3);
+            let options = StageOptions { stride: 16, train_batch_norm: false };
+            let map = (backbone.first_stage)(&mut graph, x, &Scope::new("F"), &options);
+            let adds = graph.nodes()[..=map.0].iter().filter(|n| n.op == Op::Add).count();
+            assert_eq!(adds, units);
+        }
+    }
+}

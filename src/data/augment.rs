@@ -76,6 +76,35 @@ pub enum Augmentation {
 }
 
 impl Augmentation {
+    /// What it does to pictures' aspect: `Some(true)` if they come out with different ones, `Some(false)` with the same one, `None` as they
+    /// went in.
+    fn varies_aspect(&self) -> Option<bool> {
+        match self {
+            Self::Flip(Flip::Rotation90)
+            | Self::Crop(_)
+            | Self::Pad(_)
+            | Self::CropPad(_)
+            | Self::SsdCrop(_)
+            | Self::SsdCropPad(_) => Some(true),
+            Self::SsdCropToAspectRatio(..)
+            | Self::SsdCropPadToAspectRatio { .. }
+            | Self::CropToAspectRatio(..)
+            | Self::Resize(..)
+            | Self::ResizeByAnyMethod(..) => Some(false),
+            Self::Flip(_)
+            | Self::Color(_)
+            | Self::Scale(..)
+            | Self::JitterBoxes(_)
+            | Self::SubtractMean(_)
+            | Self::Normalize { .. } => None,
+        }
+    }
+
+    /// Whether pictures leave these steps with different aspects, whatever they came with.
+    pub fn vary_aspect(steps: &[Self]) -> bool {
+        steps.iter().rev().find_map(Self::varies_aspect).unwrap_or(false)
+    }
+
     /// Builds a step from the config.
     ///
     /// # Errors

@@ -190,6 +190,14 @@ impl Feed {
     /// `once`: end after one pass, or after so many pictures if that is less.
     fn start(options: LoaderOptions, once: Option<u64>) -> Result<Self> {
         ensure!(options.batch_size > 0, "batch_size 0 must be at least 1");
+        ensure!(
+            options.batch_size == 1
+                || options.resizer.fixed_size().is_some()
+                || !Augmentation::vary_aspect(&options.augmentations),
+            "train_config.batch_size: {} needs pictures of one size, but train_config.data_augmentation_options change their aspect and \
+             keep_aspect_ratio_resizer keeps it: set batch_size: 1 (--batch_size 1), or resize with a fixed_shape_resizer",
+            options.batch_size
+        );
         let records = Records::open(&options.records)?;
         let order = Order::new(records.count(), options.seed, options.shuffle);
         let len = order.count();

@@ -55,7 +55,7 @@ impl ArgMaxMatcher {
                 _ => Match::Ignored,
             });
         }
-        if self.force_match_for_each_row {
+        if self.force_match_for_each_row && !anchors.is_empty() {
             // The first groundtruth that claims an anchor has it.
             for (g, (_, a)) in best_anchor.iter().enumerate().rev() {
                 matches[*a] = Match::Groundtruth(g);
@@ -97,5 +97,6 @@ mod tests {
         assert_eq!(matcher.matches(&[[0.0, 0.0, 0.6, 0.6]], &anchors), [Match::Ignored]);
         assert_eq!(matcher.matches(&[[0.0, 0.0, 0.1, 0.1]], &anchors), [Match::Background]);
         assert_eq!(matcher.matches(&[], &anchors), [Match::Background]);
+        assert_eq!(MATCHER.matches(&[[0.0, 0.0, 0.6, 0.6]], &[]), []);
     }
 }

@@ -114,10 +114,15 @@ impl Progress {
     }
 }
 
-/// `localization_loss` of `Loss/localization_loss`.
-fn short(name: &str) -> &str {
+/// `localization` of `Loss/localization_loss`, `RPN localization` of `Loss/RPNLoss/localization_loss`.
+fn short(name: &str) -> String {
     let last = name.rsplit('/').next().unwrap_or(name);
-    last.strip_suffix("_loss").unwrap_or(last)
+    let last = last.strip_suffix("_loss").unwrap_or(last);
+    match name.split('/').nth_back(1) {
+        Some("RPNLoss") => format!("RPN {last}"),
+        Some("BoxClassifierLoss") => format!("box {last}"),
+        _ => last.to_string(),
+    }
 }
 
 /// `1:02:03`.
@@ -133,6 +138,8 @@ mod tests {
     #[test]
     fn times_and_names_are_short() {
         assert_eq!(clock(Duration::from_secs(3723)), "1:02:03");
-        assert_eq!(short("Loss/RPNLoss/localization_loss"), "localization");
+        assert_eq!(short("Loss/localization_loss"), "localization");
+        assert_eq!(short("Loss/RPNLoss/localization_loss"), "RPN localization");
+        assert_eq!(short("Loss/BoxClassifierLoss/classification_loss"), "box classification");
     }
 }

@@ -1,7 +1,7 @@
 //! The region proposal network (Ren et al., Faster R-CNN, arXiv:1506.01497, section 3.1; upstream meta_architectures/faster_rcnn_meta_arch.py):
 //! at every anchor a box and whether it holds an object, and of these the best as proposals.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
@@ -110,10 +110,8 @@ pub fn append(graph: &mut Graph, map: NodeId, layers: &RpnLayers, per_cell: usiz
 }
 
 impl Rpn {
-    /// Collects what the graph gave for pictures of that size.
-    ///
-    /// # Errors
-    /// If no anchor is left.
+    /// Collects what the graph gave for pictures of that size. In training, a picture too narrow for any anchor has none, and so no losses,
+    /// where upstream divides by zero.
     pub fn gather(&self, outputs: &Outputs, picture_px: [usize; 2], phase: Phase) -> Result<FirstStage> {
         let rows = |name: &str, columns: i64| -> Result<Tensor> {
             let map = &outputs[name]; // [N, per_cell * columns, h, w]
@@ -128,12 +126,6 @@ impl Rpn {
             Phase::Training => {
                 let inside = |a: &BBox| a[0] >= window[0] && a[1] >= window[1] && a[2] <= window[2] && a[3] <= window[3];
                 let kept: Vec<i64> = (0..anchors_px.len()).filter(|&i| inside(&anchors_px[i])).map(|i| i as i64).collect();
-                ensure!(
-                    !kept.is_empty(),
-                    "no anchor lies inside a picture of {}x{} px; give first_stage_anchor_generator smaller scales, or resize to more",
-                    picture_px[0],
-                    picture_px[1]
-                );
                 anchors_px = kept.iter().map(|&i| anchors_px[i as usize]).collect();
                 let kept = Tensor::from_slice(&kept).f_to_device(box_encodings.device())?;
                 box_encodings = box_encodings.f_index_select(1, &kept)?;
@@ -150,6 +142,9 @@ impl Rpn {
         let window = window_px(first.picture_px);
         let anchors = &first.anchors_px;
         let a = anchors.len();
+        if a == 0 {
+            return Ok(vec![Proposals::default(); first.objectness.size()[0] as usize]);
+        }
         Ok(scores
             .par_chunks_exact(a)
             .zip(codes.par_chunks_exact(4 * a))

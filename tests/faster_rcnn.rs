@@ -1,0 +1,303 @@
+//! Faster R-CNN and R-FCN beyond the reference's own configs: batches, other parts and settings, and `odh train` as its user runs it.
+
+#[allow(dead_code)]
+#[path = "common/reference.rs"]
+mod reference;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use odh::config::pipeline;
+use odh::data::resize::Resizer;
+use odh::detection::boxes::Groundtruth;
+use odh::detection::sampler::Shuffle;
+use odh::models::faster_rcnn::FasterRcnn;
+use odh::models::{DetectionModel, Losses, StepContext};
+use odh::net::variables::Variables;
+use odh::proto::object_detection::protos as pb;
+use reference::set_regenerated_weights;
+use tch::{Device, Kind, Tensor};
+
+/// The zoo's Faster R-CNN with Inception V2, for small pictures: 96x96, few and small anchors, few proposals.
+fn small() -> pb::TrainEvalPipelineConfig {
+    use pb::anchor_generator::AnchorGeneratorOneof as A;
+    use pb::image_resizer::ImageResizerOneof as R;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/faster_rcnn_inception_v2_coco_2018_01_28.config");
+    let mut config = pipeline::load(&path).unwrap();
+    let model = part(&mut config);
+    model.num_classes = Some(3);
+    let size = pb::FixedShapeResizer { height: Some(96), width: Some(96), ..Default::default() };
+    model.image_resizer.as_mut().unwrap().image_resizer_oneof = Some(R::FixedShapeResizer(size));
+    let generator = model.first_stage_anchor_generator.as_mut().unwrap().anchor_generator_oneof.as_mut().unwrap();
+    let A::GridAnchorGenerator(grid) = generator else { panic!("{generator:?}") };
+    grid.scales = vec![0.125, 0.25];
+    model.first_stage_max_proposals = Some(12);
+    model.second_stage_batch_size = Some(8);
+    config
+}
+
+fn part(config: &mut pb::TrainEvalPipelineConfig) -> &mut pb::FasterRcnn {
+    match config.model.as_mut().unwrap().model.as_mut().unwrap() {
+        pb::detection_model::Model::FasterRcnn(model) => model,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The small model with one change, built only if it counts as supported.
+fn model(change: impl FnOnce(&mut pb::FasterRcnn)) -> FasterRcnn {
+    let mut config = small();
+    change(part(&mut config));
+    pipeline::check_supported(&config).unwrap();
+    FasterRcnn::from_config(part(&mut config)).unwrap()
+}
+
+fn variables(model: &FasterRcnn) -> Variables {
+    let mut variables = Variables::new(model.variables(), 0, Device::Cpu).unwrap();
+    set_regenerated_weights(&mut variables);
+    variables
+}
+
+/// Two pictures of noise with a box each.
+fn batch() -> (Tensor, [Groundtruth; 2]) {
+    tch::manual_seed(5);
+    let images = Tensor::rand([2, 96, 96, 3], (Kind::Float, Device::Cpu)) * 255.0;
+    let truth = |b, class| Groundtruth { boxes: vec![b], classes: vec![class], difficult: vec![false], group_of: vec![false] };
+    (images, [truth([0.1, 0.1, 0.6, 0.5], 0), truth([0.3, 0.2, 0.9, 0.9], 2)])
+}
+
+/// Samplers that take the first come first.
+fn in_order() -> StepContext {
+    StepContext { step: 0, shuffle: Shuffle::Identity }
+}
+
+fn terms(losses: &Losses) -> Vec<f64> {
+    losses.terms.iter().map(|(_, t)| t.double_value(&[])).collect()
+}
+
+#[test]
+fn a_batch_of_two_has_the_mean_of_their_losses_and_the_detections_of_each() {
+    let model = model(|_| {});
+    let variables = variables(&model);
+    let (images, mut truth) = batch();
+    // A proposal of each picture is its object, so that some proposals are positive.
+    let pass = model.train(&variables, &images, &truth, &mut in_order()).unwrap();
+    truth[0].boxes = vec![pass.regions.boxes[0]];
+    truth[1].boxes = vec![pass.regions.boxes[pass.regions.counts[0] + 1]];
+    let losses =
+        |images: &Tensor, truth: &[Groundtruth]| terms(&model.losses(&variables, images, truth, &mut in_order()).unwrap());
+    let both = losses(&images, &truth);
+    let each = [losses(&images.narrow(0, 0, 1), &truth[..1]), losses(&images.narrow(0, 1, 1), &truth[1..])];
+    for (i, loss) in both.iter().enumerate() {
+        let mean = (each[0][i] + each[1][i]) / 2.0;
+        assert!(mean > 0.0 && (loss - mean).abs() < 1e-4 * mean, "term {i}: {loss} is not {mean}");
+    }
+    let frozen = model.freeze(&variables).unwrap();
+    let found = frozen.detect(&images).unwrap();
+    assert_eq!(found.len(), 2);
+    for (i, both) in found.iter().enumerate() {
+        let alone = &frozen.detect(&images.narrow(0, i as i64, 1)).unwrap()[0];
+        assert!(!both.scores.is_empty());
+        assert_eq!(both.classes, alone.classes);
+        assert!(both.scores.iter().zip(&alone.scores).all(|(a, b)| (a - b).abs() < 1e-5));
+        assert!(both.boxes.as_flattened().iter().zip(alone.boxes.as_flattened()).all(|(a, b)| (a - b).abs() < 1e-4));
+    }
+}
+
+#[test]
+fn other_parts_and_settings_train_and_detect() {
+    use pb::box_predictor::BoxPredictorOneof as P;
+    use pb::classification_loss::ClassificationLoss as C;
+    type Change = fn(&mut pb::FasterRcnn);
+    fn extractor(model: &mut pb::FasterRcnn) -> &mut pb::FasterRcnnFeatureExtractor {
+        model.feature_extractor.as_mut().unwrap()
+    }
+    let changes: &[(&str, Change)] = &[
+        ("stride 8", |m| {
+            extractor(m).r#type = Some("faster_rcnn_resnet50".into());
+            extractor(m).first_stage_features_stride = Some(8);
+        }),
+        ("trained batch norms", |m| extractor(m).batch_norm_trainable = Some(true)),
+        ("a dilated RPN of another depth and kernel", |m| {
+            m.first_stage_atrous_rate = Some(2);
+            m.first_stage_box_predictor_depth = Some(64);
+            m.first_stage_box_predictor_kernel_size = Some(1);
+        }),
+        ("crops without pooling", |m| {
+            m.initial_crop_size = Some(5);
+            m.maxpool_kernel_size = Some(1);
+            m.maxpool_stride = Some(1);
+        }),
+        ("dropout and a sigmoid", |m| {
+            let Some(P::MaskRcnnBoxPredictor(p)) = m.second_stage_box_predictor.as_mut().unwrap().box_predictor_oneof.as_mut()
+            else {
+                panic!()
+            };
+            p.use_dropout = Some(true);
+            p.dropout_keep_probability = Some(0.5);
+            let sigmoid = C::WeightedSigmoid(pb::WeightedSigmoidClassificationLoss::default());
+            m.second_stage_classification_loss = Some(pb::ClassificationLoss { classification_loss: Some(sigmoid) });
+            m.second_stage_post_processing.as_mut().unwrap().set_score_converter(pb::post_processing::ScoreConverter::Sigmoid);
+        }),
+        ("R-FCN of other bins", |m| {
+            let predictor = pb::RfcnBoxPredictor {
+                num_spatial_bins_height: Some(2),
+                num_spatial_bins_width: Some(3),
+                depth: Some(32),
+                crop_height: Some(8),
+                crop_width: Some(9),
+                ..Default::default()
+            };
+            m.second_stage_box_predictor.as_mut().unwrap().box_predictor_oneof = Some(P::RfcnBoxPredictor(predictor));
+        }),
+    ];
+    let (images, truth) = batch();
+    for (what, change) in changes {
+        let model = model(change);
+        let variables = variables(&model);
+        let losses = model.losses(&variables, &images, &truth, &mut StepContext::new(0, 0)).unwrap();
+        let terms = terms(&losses);
+        assert!(terms.iter().all(|t| t.is_finite() && *t >= 0.0) && terms[0] > 0.0 && terms[1] > 0.0, "{what}: {terms:?}");
+        assert_eq!(losses.moving.is_empty(), *what != "trained batch norms", "{what}");
+        losses.total().unwrap().backward();
+        let grad = variables.get("Conv/weights").unwrap().grad();
+        assert!(grad.abs().sum(Kind::Double).double_value(&[]) > 0.0, "{what}");
+        let found = model.freeze(&variables).unwrap().detect(&images).unwrap();
+        assert!(
+            found.iter().all(|d| !d.scores.is_empty() && d.boxes.as_flattened().iter().all(|v| (0.0..=1.0).contains(v))),
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn a_miner_looks_at_all_proposals_and_counts_the_worst() {
+    let model = model(|m| {
+        let miner = pb::HardExampleMiner {
+            num_hard_examples: Some(5),
+            iou_threshold: Some(1.0),
+            loss_type: Some(pb::hard_example_miner::LossType::Classification.into()),
+            ..Default::default()
+        };
+        m.hard_example_miner = Some(miner);
+    });
+    let variables = variables(&model);
+    let (images, truth) = batch();
+    let pass = model.train(&variables, &images.narrow(0, 0, 1), &truth[..1], &mut StepContext::new(0, 0)).unwrap();
+    assert_eq!(pass.regions.counts, [12]);
+    let loss = pass.classifier_loss.unwrap();
+    let log = pass.classified.unwrap().class_predictions.log_softmax(-1, Kind::Float);
+    let mut rows: Vec<f64> =
+        loss.targets[0].classes.iter().enumerate().map(|(i, &c)| -log.double_value(&[i as i64, c])).collect();
+    rows.sort_by(|a, b| b.total_cmp(a));
+    let worst: f64 = rows[..5].iter().sum::<f64>() / 12.0;
+    let got = loss.classification.double_value(&[]);
+    assert!((got - worst).abs() < 1e-4 * worst, "{got} is not {worst}");
+}
+
+#[test]
+fn a_picture_too_narrow_for_any_anchor_has_no_losses() {
+    let model = model(|_| {});
+    let variables = variables(&model);
+    let (_, truth) = batch();
+    let images = Tensor::zeros([1, 8, 200, 3], (Kind::Float, Device::Cpu));
+    let losses = model.losses(&variables, &images, &truth[..1], &mut StepContext::new(0, 0)).unwrap();
+    assert_eq!(terms(&losses), [0.0; 4]);
+    losses.total().unwrap().backward();
+    assert!(!model.freeze(&variables).unwrap().detect(&images).unwrap()[0].scores.is_empty());
+}
+
+#[test]
+fn a_picture_without_objects_trains_as_background() {
+    let model = model(|_| {});
+    let variables = variables(&model);
+    let (images, _) = batch();
+    let losses = model.losses(&variables, &images.narrow(0, 0, 1), &[Groundtruth::default()], &mut StepContext::new(0, 0));
+    let terms = terms(&losses.unwrap());
+    assert!(terms[0] == 0.0 && terms[1] > 0.0 && terms[2] == 0.0 && terms[3] > 0.0, "{terms:?}");
+}
+
+#[test]
+fn the_parts_that_are_not_there_are_refused_by_name() {
+    use pb::box_predictor::BoxPredictorOneof as P;
+    type Change = fn(&mut pb::FasterRcnn);
+    fn mask_rcnn(model: &mut pb::FasterRcnn) -> &mut pb::MaskRcnnBoxPredictor {
+        match model.second_stage_box_predictor.as_mut().unwrap().box_predictor_oneof.as_mut() {
+            Some(P::MaskRcnnBoxPredictor(p)) => p,
+            other => panic!("{other:?}"),
+        }
+    }
+    let changes: &[(&str, Change)] = &[
+        ("number_of_stages: 3", |m| m.number_of_stages = Some(3)),
+        ("predict_instance_masks", |m| mask_rcnn(m).predict_instance_masks = Some(true)),
+        ("predict_keypoints", |m| mask_rcnn(m).predict_keypoints = Some(true)),
+        ("feature_extractor.type: `vgg`", |m| m.feature_extractor.as_mut().unwrap().r#type = Some("vgg".into())),
+        ("first_stage_features_stride", |m| m.feature_extractor.as_mut().unwrap().first_stage_features_stride = Some(4)),
+        ("second_stage_batch_size: 13", |m| m.second_stage_batch_size = Some(13)),
+        ("initial_crop_size", |m| m.initial_crop_size = None),
+        ("fc_hyperparams.op", |m| mask_rcnn(m).fc_hyperparams.as_mut().unwrap().op = None),
+        ("second_stage_post_processing", |m| m.second_stage_post_processing = None),
+    ];
+    for (name, change) in changes {
+        let mut config = small();
+        change(part(&mut config));
+        let error = FasterRcnn::from_config(part(&mut config)).map(|_| ()).unwrap_err();
+        assert!(format!("{error:#}").contains(name), "{name}: {error:#}");
+    }
+}
+
+fn odh(folder: &Path, args: &[&str]) -> String {
+    let output = Command::new(assert_cmd::cargo::cargo_bin!("odh")).current_dir(folder).args(args).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{args:?}: {text}");
+    text
+}
+
+/// Pictures with their records and the small config, which keeps their aspect.
+fn project() -> tempfile::TempDir {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(root.join("label_map.pbtxt"), folder.path().join("label_map.pbtxt")).unwrap();
+    let mut config = small();
+    let size = pb::KeepAspectRatioResizer { min_dimension: Some(80), max_dimension: Some(112), ..Default::default() };
+    let resizer = part(&mut config).image_resizer.as_mut().unwrap();
+    resizer.image_resizer_oneof = Some(pb::image_resizer::ImageResizerOneof::KeepAspectRatioResizer(size));
+    fs::write(folder.path().join("small.config"), pipeline::to_text(&config)).unwrap();
+    odh(folder.path(), &["tfgen", "-i", root.join("images").to_str().unwrap()]);
+    folder
+}
+
+#[test]
+fn a_resumed_run_ends_with_the_very_bytes_of_an_uninterrupted_one_and_evaluates() {
+    let train = |folder: &Path, steps: &str, more: &[&str]| {
+        let start = ["train", "--pipeline_config", "small.config", "--fine_tune_checkpoint", "none", "--device", "cpu"];
+        let args = ["--export=False", "-s", steps, "-n", "100"];
+        let args: Vec<&str> = start.into_iter().chain(args).chain(more.iter().copied()).collect();
+        odh(folder, &args)
+    };
+    let (whole, parts) = (project(), project());
+    let said = train(whole.path(), "4", &["--seed", "7"]);
+    assert!(said.contains("RPN objectness") && said.contains("box classification"), "{said}");
+    train(parts.path(), "2", &["--seed", "7", "-e", "False"]);
+    train(parts.path(), "4", &["--seed", "8", "-e", "False", "--loader_threads", "3"]);
+    let bytes = |folder: &Path| -> Vec<u8> {
+        let path: PathBuf = folder.join("train_dir/small/model.ckpt-4.data-00000-of-00001");
+        fs::read(path).unwrap()
+    };
+    assert!(bytes(whole.path()) == bytes(parts.path()));
+    assert!(whole.path().join("eval_dir/small/eval-4.json").is_file());
+}
+
+#[test]
+fn a_network_of_152_layers_and_another_picture_size_are_a_matter_of_the_config() {
+    let model = model(|m| {
+        m.feature_extractor.as_mut().unwrap().r#type = Some("faster_rcnn_resnet152".into());
+        let size = pb::FixedShapeResizer { height: Some(120), width: Some(72), ..Default::default() };
+        m.image_resizer.as_mut().unwrap().image_resizer_oneof =
+            Some(pb::image_resizer::ImageResizerOneof::FixedShapeResizer(size));
+    });
+    assert_eq!(model.resizer(), Resizer::FixedShape { height: 120, width: 72 });
+    // Five variables each of 155 convolutions with their batch norms (three of 50 units and a shortcut a block, and the first), block4's
+    // ten again, and two each of the proposal network's three layers and the two predictors.
+    assert_eq!(model.variables().len(), 5 * (155 + 10) + 2 * 5);
+}
