@@ -8,13 +8,14 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{detect, eval, export, tfgen, train};
+use crate::commands::{detect, eval, export, models, tfgen, train};
 use crate::logging::{self, Level};
 use crate::net::shim;
 use crate::{exit, flags};
 
 const EXAMPLE: &str = "\
 Examples:
+  odh models                                 # what can be trained
   odh tfgen -sr 8                            # images/ -> dataset/: 8 of 10 pictures train, 2 validate
   odh train -m ssd_mobilenet_v1_coco -s 6000 -n 3000
   odh detect photo.jpg                       # boxes on a picture, or on a folder of them
@@ -45,6 +46,8 @@ enum Commands {
     Export(export::Args),
     /// Find objects on pictures and draw them
     Detect(detect::Args),
+    /// List the models, or tell all of one
+    Models(models::Args),
 }
 
 impl Commands {
@@ -55,6 +58,7 @@ impl Commands {
             Commands::Eval(args) => eval::run(args),
             Commands::Export(args) => export::run(args),
             Commands::Detect(args) => detect::run(args),
+            Commands::Models(args) => models::run(args),
         }
     }
 }

@@ -55,7 +55,7 @@ fn help_and_version_are_results_and_leave_no_record() {
 
 #[test]
 fn every_command_shows_a_working_example_in_its_help() {
-    for command in ["tfgen", "train", "eval", "export", "detect"] {
+    for command in ["tfgen", "train", "eval", "export", "detect", "models"] {
         let help = odh(&[command, "--help"]).out();
         assert!(help.contains("Example") && help.contains(&format!("odh {command} ")), "{help}");
     }
@@ -130,4 +130,65 @@ fn a_reader_that_has_gone_is_no_error() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn models_are_listed_with_what_was_published_and_where_their_weights_are() {
+    let folder = tempdir().unwrap();
+    fs::create_dir_all(folder.path().join("model_zoo")).unwrap();
+    fs::write(folder.path().join("model_zoo/ssd_mobilenet_v2_coco_2018_03_29.tar.gz"), b"an archive").unwrap();
+    let output = odh_in(folder.path(), &["models"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let row = |name: &str| -> Vec<String> {
+        let line = text.lines().find(|line| line.split_whitespace().any(|word| word == name));
+        line.unwrap_or_else(|| panic!("{name}: {text}")).split_whitespace().map(str::to_string).collect()
+    };
+    // Number, name, size, COCO mAP, milliseconds, input, weights.
+    let packed = row("ssd_mobilenet_v2_coco");
+    assert_eq!(packed[..6], ["2", "ssd_mobilenet_v2_coco", "201M", "22", "31", "300"]);
+    assert_eq!(packed[6..], ["here,", "packed"]);
+    assert_eq!(row("faster_rcnn_nas")[..5], ["12", "faster_rcnn_nas", "1.2G", "43", "1833"]);
+    assert_eq!(row("faster_rcnn_resnet50_lowproposals_coco")[3], "-");
+    assert_eq!(row("ssd_mobilenet_v1_0.75_depth_coco")[1..4], ["-", "18", "26"]);
+
+    let json: serde_json::Value =
+        serde_json::from_slice(&odh_in(folder.path(), &["models", "--json"]).output().unwrap().stdout).unwrap();
+    let models = json.as_array().unwrap();
+    assert_eq!(models.iter().filter(|m| m["number"].is_u64()).count(), 13);
+    assert_eq!(models.len(), 14);
+    assert_eq!(models[1]["weights"]["state"], "archive");
+    assert_eq!(models[0]["weights"]["state"], "absent");
+    assert_eq!(models[13]["size"], serde_json::Value::Null);
+}
+
+#[test]
+fn one_model_is_told_with_its_variables_config_and_address() {
+    let folder = tempdir().unwrap();
+    let json = odh_in(folder.path(), &["models", "--json", "ssd_mobilenet_v1_coco"]).output().unwrap().stdout;
+    let told: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    // The rows of reference/variables/ssd_mobilenet_v1_coco_2017_11_17.txt without global_step, and those that are trainable.
+    assert_eq!(told["network"]["variables"], 199);
+    assert_eq!(told["network"]["trainable_variables"], 129);
+    assert_eq!(told["feature_extractor"], "ssd_mobilenet_v1");
+    assert_eq!(told["batch_size"], 24);
+    assert_eq!(told["learning_rate"], 0.004);
+    let run = odh(&["models", "2", "--model_zoo_url", "file:///zoo"]);
+    let text = run.out();
+    for part in [
+        "ssd_mobilenet_v2_coco\n",
+        "SSD on ssd_mobilenet_v2",
+        "22, as published",
+        "not on this machine",
+        "file:///zoo/ssd_mobilenet_v2_coco_2018_03_29.tar.gz",
+        "resized to 300 x 300",
+        "344 (216 trainable) for 90 classes",
+        "random_horizontal_flip, ssd_random_crop",
+        "RMSProp at 0.004",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let run = odh(&["models", "yolo"]);
+    assert_eq!(run.code(), 2);
+    assert!(run.err().contains("no model `yolo`"), "{}", run.err());
 }

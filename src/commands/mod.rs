@@ -3,5 +3,6 @@
 pub mod detect;
 pub mod eval;
 pub mod export;
+pub mod models;
 pub mod tfgen;
 pub mod train;

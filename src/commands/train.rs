@@ -153,6 +153,7 @@ pub fn run(args: Args) -> Result<()> {
         config: &train_config,
         label_map: &label_map,
         train_records,
+        shuffle: config.train_input_reader.as_ref().is_none_or(|reader| reader.shuffle()),
         evaluation,
         train_dir,
         eval_dir,

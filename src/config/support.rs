@@ -68,7 +68,7 @@ const TABLE: &[Message] = &[
         ("post_processing", Yes), ("normalize_loss_by_num_matches", Yes), ("normalize_loc_loss_by_codesize", Yes), ("loss", Yes),
         ("freeze_batchnorm", Yes),
         ("inplace_batchnorm_update", NoEffect("moving averages are updated once a step either way")),
-        ("encode_background_as_zeros", Only(FALSE, "the background has a column of its own")),
+        ("encode_background_as_zeros", Yes),
         ("add_background_class", Only(TRUE, "the background has a column of its own")),
         ("explicit_background_class", Only(FALSE, "the background has a column of its own")),
         ("use_confidences_as_targets", Only(FALSE, "groundtruth has no confidences")),
@@ -252,7 +252,7 @@ const TABLE: &[Message] = &[
         ("max_number_of_boxes", NoEffect("every box of a picture counts")),
         ("unpad_groundtruth_tensors", NoEffect("groundtruth is never padded")),
         ("retain_original_images", NoEffect(SUMMARIES)), ("summarize_gradients", NoEffect("gradients are not written to the event file")),
-        ("update_trainable_variables", No("freeze_variables names what is not to be trained")),
+        ("update_trainable_variables", Yes),
         ("merge_multiple_label_boxes", Only(FALSE, "a box has one class")),
         ("use_multiclass_scores", Only(FALSE, MULTICLASS)),
         ("use_bfloat16", Only(FALSE, "training is in 32 bits")),
@@ -267,12 +267,7 @@ const TABLE: &[Message] = &[
     all("AdamOptimizer", Yes),
     all("LearningRate", Yes),
     all("ConstantLearningRate", Yes),
-    fields("ExponentialDecayLearningRate", &[
-        ("initial_learning_rate", Yes), ("decay_steps", Yes), ("decay_factor", Yes), ("staircase", Yes),
-        ("burnin_learning_rate", No("manual_step_learning_rate and cosine_decay_learning_rate warm up")),
-        ("burnin_steps", No("manual_step_learning_rate and cosine_decay_learning_rate warm up")),
-        ("min_learning_rate", No("the rate decays without end")),
-    ]),
+    all("ExponentialDecayLearningRate", Yes),
     all("ManualStepLearningRate", Yes),
     all("ManualStepLearningRate.LearningRateSchedule", Yes),
     all("CosineDecayLearningRate", Yes),
@@ -330,7 +325,7 @@ const TABLE: &[Message] = &[
     fields("InputReader", &[
         ("label_map_path", Yes), ("tf_record_input_reader", Yes),
         ("external_input_reader", No("pictures are read from TFRecord files")),
-        // See `BY_PATH` for these two in training.
+        // See `BY_PATH` for the epochs in training.
         ("shuffle", Yes), ("num_epochs", NoEffect("an evaluation reads its pictures once")),
         ("name", NoEffect("there is one reader for training and one for evaluation")),
         ("shuffle_buffer_size", NoEffect(QUEUES)), ("filenames_shuffle_buffer_size", NoEffect(QUEUES)), ("num_readers", NoEffect(QUEUES)),
@@ -389,7 +384,6 @@ const BY_PATH: &[(&str, Support)] = &[
     ),
     ("model.faster_rcnn.hard_example_miner.max_negatives_per_positive", NoEffect(UNCOUNTED)),
     ("model.faster_rcnn.hard_example_miner.min_negatives_per_image", NoEffect(UNCOUNTED)),
-    ("train_input_reader.shuffle", Only(TRUE, "training pictures are always shuffled")),
     ("train_input_reader.num_epochs", No("train_config.num_steps says how long to train")),
 ];
 
@@ -575,7 +569,7 @@ mod tests {
         let text = ssd("feature_extractor { type: 'ssd_resnet50_v1_fpn' }");
         assert!(text.contains("model.ssd.feature_extractor.type: \"ssd_resnet50_v1_fpn\""), "{text}");
         assert!(text.contains("(accepted: ssd_mobilenet_v1, ssd_mobilenet_v2, ssd_inception_v2)"), "{text}");
-        assert!(ssd("encode_background_as_zeros: true").contains("model.ssd.encode_background_as_zeros: true: "));
+        assert!(ssd("add_background_class: false").contains("model.ssd.add_background_class: false: "));
         assert!(ssd("image_resizer { keep_aspect_ratio_resizer {} }").contains("image_resizer.keep_aspect_ratio_resizer"));
         assert!(ssd("box_predictor { convolutional_box_predictor { box_code_size: 5 } }").contains("box_code_size: 5"));
         let frcnn = |inner: &str| refused(&format!("model {{ faster_rcnn {{ {inner} }} }}"));
@@ -590,14 +584,9 @@ mod tests {
         ));
         assert!(text.contains("train_config.data_augmentation_options[1].rgb_to_gray"), "{text}");
         let text = refused(&format!(
-            "{MODEL} train_input_reader {{ shuffle: false num_epochs: 3 }} eval_config {{ use_moving_averages: true metrics_set: 'open_images_metrics' }}"
+            "{MODEL} train_input_reader {{ num_epochs: 3 }} eval_config {{ use_moving_averages: true metrics_set: 'open_images_metrics' }}"
         ));
-        for path in [
-            "train_input_reader.shuffle",
-            "train_input_reader.num_epochs: 3",
-            "eval_config.use_moving_averages",
-            "eval_config.metrics_set[0]",
-        ] {
+        for path in ["train_input_reader.num_epochs: 3", "eval_config.use_moving_averages", "eval_config.metrics_set[0]"] {
             assert!(text.contains(path), "{path}: {text}");
         }
         assert!(
@@ -608,10 +597,7 @@ mod tests {
 
     #[test]
     fn a_default_that_is_written_out_is_not_refused() {
-        let notes = checked(
-            "model { ssd { encode_background_as_zeros: false implicit_example_weight: 1.0 add_background_class: true } }",
-        )
-        .unwrap();
+        let notes = checked("model { ssd { implicit_example_weight: 1.0 add_background_class: true } }").unwrap();
         assert!(notes.is_empty(), "{notes:?}");
     }
 

@@ -68,6 +68,37 @@ pub fn pretrained(name: &str, options: &WeightsOptions) -> Result<PathBuf> {
     fetch(name, options)
 }
 
+/// Where a model's weights are, without fetching or unpacking anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Presence {
+    /// A checkpoint, by its prefix.
+    Checkpoint(PathBuf),
+    /// An archive that is still to be unpacked.
+    Archive(PathBuf),
+    Absent,
+    /// Something that cannot be used, and why.
+    Damaged(String),
+}
+
+/// Looks where [`pretrained`] looks on this machine.
+pub fn presence(name: &str, zoo_dir: &Path) -> Presence {
+    let found = match find(&zoo_dir.join(name)) {
+        Ok(Some(prefix)) => return Presence::Checkpoint(prefix),
+        Ok(None) => archive_in(zoo_dir, name),
+        Err(error) => Err(error),
+    };
+    match found {
+        Ok(Some(archive)) => Presence::Archive(archive),
+        Ok(None) => Presence::Absent,
+        Err(error) => Presence::Damaged(format!("{error:#}")),
+    }
+}
+
+/// Where a model's archive can be had.
+pub fn url(name: &str, base_url: &str) -> String {
+    format!("{}/{}", base_url.trim().trim_end_matches('/'), archive_name(name))
+}
+
 /// The one checkpoint of this name below `folder`, the uppermost first.
 fn find(folder: &Path) -> Result<Option<PathBuf>> {
     if !folder.is_dir() {
@@ -129,7 +160,7 @@ fn archive_name(name: &str) -> String {
 
 /// Gets the archive from the base URL and unpacks it.
 fn fetch(name: &str, options: &WeightsOptions) -> Result<PathBuf> {
-    let url = format!("{}/{}", options.base_url.trim().trim_end_matches('/'), archive_name(name));
+    let url = url(name, &options.base_url);
     let archive = options.zoo_dir.join(archive_name(name));
     let missing = |error: anyhow::Error| error.context(how_to_have_it(name, &url, options));
     match url.split_once("://") {

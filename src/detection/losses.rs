@@ -38,14 +38,18 @@ pub enum ClassificationLoss {
 }
 
 impl ClassificationLoss {
-    /// * `logits`: `[N, A, K + 1]`; `classes`: column of the target, `[N, A]` int64; `weights`: `[N, A]`.
+    /// * `logits`: `[N, A, K + 1]`; `classes`: column of the target, -1 for a target of zeros, `[N, A]` int64; `weights`: `[N, A]`.
     /// * returns `[N, A]`.
     pub fn per_anchor(&self, logits: &Tensor, classes: &Tensor, weights: &Tensor) -> Result<Tensor> {
         let columns = logits.size()[2];
         let loss = match *self {
             Self::Softmax { logit_scale } => {
-                let log = (logits / logit_scale).f_log_softmax(-1, Kind::Float)?;
-                log.f_gather(-1, &classes.f_unsqueeze(-1)?, false)?.f_squeeze_dim(-1)?.f_neg()?
+                let logits = logits / logit_scale;
+                let logits = &logits - logits.detach().f_amax([-1i64], true)?;
+                let all = logits.f_logsumexp([-1i64], false)?; // [N, A]
+                let target = logits.f_gather(-1, &classes.f_clamp_min(0)?.f_unsqueeze(-1)?, false)?.f_squeeze_dim(-1)?;
+                // Of a target of zeros the loss is 0, but as TensorFlow's kernel has it, its gradient is the softmax.
+                (&all - target).f_where_self(&classes.f_ge(0)?, &(&all - all.detach()))?
             }
             Self::Sigmoid => {
                 let targets = one_hot(classes, columns)?; // [N, A, K + 1]
@@ -75,8 +79,10 @@ impl ClassificationLoss {
     }
 }
 
+/// All zeros for a class of -1.
 fn one_hot(classes: &Tensor, columns: i64) -> Result<Tensor> {
-    Ok(classes.f_one_hot(columns)?.to_kind(Kind::Float))
+    let columns = Tensor::f_arange(columns, (Kind::Int64, classes.device()))?;
+    Ok(classes.f_unsqueeze(-1)?.f_eq_tensor(&columns)?.to_kind(Kind::Float)) // [N, A, K + 1]
 }
 
 fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
@@ -107,5 +113,62 @@ mod tests {
             .per_anchor(&logits, &Tensor::from_slice(&[0i64]).view([1, 1]), &Tensor::from_slice(&[1.0f32]).view([1, 1]))
             .unwrap();
         assert!((loss.double_value(&[0, 0]) - 3.0 * 2f64.ln()).abs() < 1e-6);
+    }
+
+    /// The loss of one anchor with weight 1, and its gradient by logit.
+    fn one(loss: ClassificationLoss, logits: &[f32], class: i64) -> (f64, Vec<f32>) {
+        let x = Tensor::from_slice(logits).view([1, 1, -1]).set_requires_grad(true);
+        let class = Tensor::from_slice(&[class]).view([1, 1]);
+        let loss = loss.per_anchor(&x, &class, &Tensor::from_slice(&[1f32]).view([1, 1])).unwrap();
+        loss.sum(Kind::Float).backward();
+        (loss.double_value(&[0, 0]), Vec::try_from(x.grad().view([-1])).unwrap())
+    }
+
+    fn near(mine: f64, expected: f64) {
+        assert!((mine - expected).abs() < 1e-5 * expected.abs().max(1.0), "{mine} is not {expected}");
+    }
+
+    #[test]
+    fn softmax_divides_the_logits_by_their_scale() {
+        // By hand: exp(2 / 2) and exp(0); the loss of the first column is ln(1 + exp(-1)).
+        let (loss, gradient) = one(ClassificationLoss::Softmax { logit_scale: 2.0 }, &[2.0, 0.0], 0);
+        near(loss, (1.0 + (-1f64).exp()).ln());
+        near(gradient[1].into(), 1.0 / (1.0 + 1f64.exp()) / 2.0);
+    }
+
+    #[test]
+    fn a_focal_loss_weighs_down_what_is_well_classified() {
+        // By hand, at logits of 0 every probability is one half: each column's cross entropy ln 2 times 0.5^2, times alpha 0.25 for the
+        // target's column and 0.75 for the two others.
+        let (loss, _) = one(ClassificationLoss::SigmoidFocal { alpha: Some(0.25), gamma: 2.0 }, &[0.0; 3], 1);
+        near(loss, 2f64.ln() * 0.25 * (0.25 + 0.75 * 2.0));
+        let (loss, _) = one(ClassificationLoss::SigmoidFocal { alpha: None, gamma: 0.0 }, &[0.0; 3], 1);
+        near(loss, 3.0 * 2f64.ln());
+    }
+
+    #[test]
+    fn a_bootstrapped_loss_mixes_the_target_with_the_prediction() {
+        // By hand at logits of ln 3: probability 3/4. Soft: the target 0.8 * 1 + 0.2 * 0.75 = 0.95; hard: 0.8 + 0.2 = 1.
+        let x = [3f32.ln()];
+        let entropy = |t: f64| -t * 0.75f64.ln() - (1.0 - t) * 0.25f64.ln();
+        near(one(ClassificationLoss::BootstrappedSigmoid { alpha: 0.8, hard: false }, &x, 0).0, entropy(0.95));
+        near(one(ClassificationLoss::BootstrappedSigmoid { alpha: 0.8, hard: true }, &x, 0).0, entropy(1.0));
+    }
+
+    #[test]
+    fn a_target_of_zeros_is_no_column_and_keeps_tensorflows_gradient() {
+        let (loss, gradient) = one(ClassificationLoss::Sigmoid, &[0.0, 0.0], -1);
+        near(loss, 2.0 * 2f64.ln());
+        near(gradient[0].into(), 0.5);
+        let (loss, gradient) = one(ClassificationLoss::Softmax { logit_scale: 1.0 }, &[0.0, 0.0], -1);
+        near(loss, 0.0);
+        near(gradient[0].into(), 0.5);
+    }
+
+    #[test]
+    fn an_l2_loss_is_half_the_squares() {
+        let p = Tensor::from_slice(&[1.0f32, 2.0, 0.0, -3.0]).view([1, 1, 4]);
+        let loss = LocalizationLoss::L2.per_anchor(&p, &p.zeros_like(), &Tensor::from_slice(&[2.0f32]).view([1, 1])).unwrap();
+        near(loss.double_value(&[0, 0]), 2.0 * (0.5 + 2.0 + 4.5));
     }
 }

@@ -8,12 +8,16 @@ use crate::proto::object_detection::protos as pb;
 #[derive(Debug, Clone, PartialEq)]
 pub enum LearningRate {
     Constant(f64),
-    /// `initial * factor ^ (step / decay_steps)`, the exponent rounded down where `staircase`.
+    /// `initial * factor ^ (step / decay_steps)`, the exponent rounded down where `staircase`, counted from the end of the burn-in (a
+    /// straight line from `burnin_rate` to `initial`; at `initial` where `burnin_rate` is 0), and never below `min`.
     Exponential {
         initial: f64,
         decay_steps: u64,
         factor: f64,
         staircase: bool,
+        burnin_rate: f64,
+        burnin_steps: u64,
+        min: f64,
     },
     /// `rates[i]` from `boundaries[i - 1]` on; with `warmup` the first boundary is approached in a straight line.
     ManualStep {
@@ -47,6 +51,9 @@ impl LearningRate {
                     decay_steps: e.decay_steps().into(),
                     factor: e.decay_factor().into(),
                     staircase: e.staircase(),
+                    burnin_rate: e.burnin_learning_rate().into(),
+                    burnin_steps: e.burnin_steps().into(),
+                    min: e.min_learning_rate().into(),
                 }
             }
             L::ManualStepLearningRate(m) => {
@@ -86,9 +93,16 @@ impl LearningRate {
         let s = step as f64;
         match self {
             Self::Constant(rate) => *rate,
-            Self::Exponential { initial, decay_steps, factor, staircase } => {
-                let exponent = s / *decay_steps as f64;
-                initial * factor.powf(if *staircase { exponent.floor() } else { exponent })
+            Self::Exponential { initial, decay_steps, factor, staircase, burnin_rate, burnin_steps, min } => {
+                let rate = if step >= *burnin_steps {
+                    let exponent = (step - burnin_steps) as f64 / *decay_steps as f64;
+                    initial * factor.powf(if *staircase { exponent.floor() } else { exponent })
+                } else if *burnin_rate == 0.0 {
+                    *initial
+                } else {
+                    burnin_rate + (initial - burnin_rate) / *burnin_steps as f64 * s
+                };
+                rate.max(*min)
             }
             Self::ManualStep { boundaries, rates, warmup } => {
                 let passed = boundaries.iter().filter(|&&b| step >= b).count();
@@ -122,8 +136,33 @@ mod tests {
 
     #[test]
     fn a_staircase_falls_at_whole_multiples() {
-        let rate = LearningRate::Exponential { initial: 0.004, decay_steps: 10, factor: 0.5, staircase: true };
-        assert_eq!([rate.at(0), rate.at(9), rate.at(10), rate.at(25)], [0.004, 0.004, 0.002, 0.001]);
+        let rate = exponential("initial_learning_rate: 0.5 decay_steps: 10 decay_factor: 0.5");
+        assert_eq!([rate.at(0), rate.at(9), rate.at(10), rate.at(25)], [0.5, 0.5, 0.25, 0.125]);
+        let rate = exponential("initial_learning_rate: 1 decay_steps: 2 decay_factor: 0.25 staircase: false");
+        assert_eq!([rate.at(1), rate.at(2), rate.at(3)], [0.5, 0.25, 0.125]);
+    }
+
+    fn exponential(fields: &str) -> LearningRate {
+        let text = format!(
+            "train_config {{ optimizer {{ adam_optimizer {{ learning_rate {{ exponential_decay_learning_rate {{ {fields} }} }} }} }} }}"
+        );
+        let config = crate::config::pipeline::parse(&text, "test").unwrap();
+        let Some(pb::optimizer::Optimizer::AdamOptimizer(adam)) = config.train_config.unwrap().optimizer.unwrap().optimizer
+        else {
+            panic!()
+        };
+        LearningRate::from_config(adam.learning_rate.as_ref()).unwrap()
+    }
+
+    #[test]
+    fn a_burn_in_climbs_and_the_decay_is_counted_from_its_end_down_to_the_least_rate() {
+        let rate = exponential(
+            "initial_learning_rate: 1 decay_steps: 10 decay_factor: 0.5 burnin_learning_rate: 0.5 burnin_steps: 4 min_learning_rate: 0.375",
+        );
+        let path = [0, 2, 4, 13, 14, 24, 1000].map(|step| rate.at(step));
+        assert_eq!(path, [0.5, 0.75, 1.0, 1.0, 0.5, 0.375, 0.375]);
+        let flat = exponential("initial_learning_rate: 1 decay_steps: 10 decay_factor: 0.5 burnin_steps: 4");
+        assert_eq!([flat.at(0), flat.at(3), flat.at(13), flat.at(14)], [1.0, 1.0, 1.0, 0.5]);
     }
 
     #[test]

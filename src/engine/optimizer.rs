@@ -49,6 +49,15 @@ impl Rule {
     }
 }
 
+/// The patterns of a field of TrainConfig.
+fn patterns(field: &str, texts: &[String], anchored: impl Fn(&str) -> String) -> Result<Vec<Regex>> {
+    let compile = |text: &String| {
+        Regex::new(&anchored(text)).with_context(|| format!("train_config.{field}: `{text}` is not a regular expression"))
+    };
+    // Upstream passes over empty ones.
+    texts.iter().filter(|text| !text.is_empty()).map(compile).collect()
+}
+
 /// A tensor of an optimizer's state: name, shape (none for a scalar), values in TensorFlow's layout.
 pub type State = (String, Vec<i64>, Vec<f32>);
 
@@ -68,24 +77,22 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// The optimizer that the config describes, at its initial state; marks `freeze_variables` as not trainable.
+    /// The optimizer that the config describes, at its initial state; marks what `freeze_variables` names, and what
+    /// `update_trainable_variables` does not where it is set, as not trainable.
     ///
     /// # Errors
-    /// If no optimizer is set, or a pattern of `freeze_variables` is not a regular expression.
+    /// If no optimizer is set, or a pattern is not a regular expression.
     pub fn from_config(config: &pb::TrainConfig, variables: &mut Variables) -> Result<Self> {
         use pb::optimizer::Optimizer as O;
-        let frozen: Vec<Regex> = config
-            .freeze_variables
-            .iter()
-            // Python's re.match: from the start of the name.
-            .map(|p| {
-                Regex::new(&format!("^(?:{p})"))
-                    .with_context(|| format!("train_config.freeze_variables: `{p}` is not a regular expression"))
-            })
-            .collect::<Result<_>>()?;
-        if !frozen.is_empty() {
-            let count = variables.freeze(|name| frozen.iter().any(|f| f.is_match(name)))?;
-            tracing::info!("{count} variables are frozen by train_config.freeze_variables");
+        // Python's re.match: from the start of the name.
+        let frozen = patterns("freeze_variables", &config.freeze_variables, |p| format!("^(?:{p})"))?;
+        // Python's re.search: anywhere in it.
+        let updated = patterns("update_trainable_variables", &config.update_trainable_variables, str::to_string)?;
+        let any = |patterns: &[Regex], name: &str| patterns.iter().any(|p| p.is_match(name));
+        let fixed = |name: &str| any(&frozen, name) || !updated.is_empty() && !any(&updated, name);
+        let count = variables.freeze(fixed)?;
+        if count > 0 {
+            tracing::info!("{count} variables are frozen by train_config.freeze_variables or update_trainable_variables");
         }
         let optimizer =
             config.optimizer.as_ref().and_then(|o| o.optimizer.as_ref()).context("train_config.optimizer is not set")?;
@@ -269,5 +276,33 @@ mod tests {
     fn adams_first_step_is_the_learning_rate() {
         let path = run(Rule::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }, &[5.0]);
         assert!((path[0] - 0.9).abs() < 1e-5);
+    }
+
+    #[test]
+    fn patterns_say_what_is_trained() {
+        use crate::net::graph::{Initializer, Variable, VariableKind};
+        let variable = |name: &str| Variable {
+            name: name.to_string(),
+            shape: vec![1],
+            kind: VariableKind::Vector,
+            trainable: true,
+            initializer: Initializer::Constant(1.0),
+            l2: 1.0,
+        };
+        let specs = ["FeatureExtractor/a", "FeatureExtractor/b", "BoxPredictor_0/a"].map(variable);
+        let trained = |lists: &str| -> Vec<String> {
+            let text = format!(
+                "train_config {{ optimizer {{ momentum_optimizer {{ learning_rate {{ constant_learning_rate {{}} }} }} }} {lists} }}"
+            );
+            let config = crate::config::pipeline::parse(&text, "test").unwrap().train_config.unwrap();
+            let mut variables = Variables::new(&specs, 0, Device::Cpu).unwrap();
+            Optimizer::from_config(&config, &mut variables).unwrap();
+            variables.specs().iter().filter(|s| s.trainable && s.l2 == 1.0).map(|s| s.name.clone()).collect()
+        };
+        assert_eq!(trained("").len(), 3);
+        // From the start of the name, and anywhere in it.
+        assert_eq!(trained("freeze_variables: 'Feature' freeze_variables: 'a'"), ["BoxPredictor_0/a"]);
+        assert_eq!(trained("update_trainable_variables: '/a$'"), ["FeatureExtractor/a", "BoxPredictor_0/a"]);
+        assert_eq!(trained("update_trainable_variables: '/a$' freeze_variables: 'Box'"), ["FeatureExtractor/a"]);
     }
 }

@@ -34,6 +34,8 @@ pub struct TrainOptions<'a> {
     pub label_map: &'a LabelMap,
     /// Record files, shard sets or globs.
     pub train_records: Vec<PathBuf>,
+    /// Whether each pass over the pictures has an order of its own.
+    pub shuffle: bool,
     /// Evaluated on every `save_every` steps and at the end; `None` for never.
     pub evaluation: Option<EvalOptions<'a>>,
     pub train_dir: PathBuf,
@@ -218,7 +220,7 @@ impl Run<'_> {
         let classes = eval::classes(self.model, options.label_map);
         let batch_size = options.config.batch_size() as usize;
         Loader::new(LoaderOptions {
-            shuffle: true,
+            shuffle: options.shuffle,
             seed: self.state.seed,
             augmentations,
             start: self.state.position,
@@ -244,6 +246,7 @@ impl Run<'_> {
         apply_moving_updates(&self.variables, &losses.moving)?;
         let first = self.step == 0;
         self.step += 1;
+        tracing::debug!("step {}: total loss {:.6}", self.step, line.total);
         self.state.position = batch.position;
         if first || self.step.is_multiple_of(SUMMARY_STEPS) || self.step == self.options.num_steps {
             self.summarize(&line)?;

@@ -56,6 +56,8 @@ pub struct LossOptions {
     pub normalize_by_code_size: bool,
     /// Of anchors that match nothing.
     pub negative_class_weight: f32,
+    /// The class target of such an anchor is a row of zeros, with no column for the background.
+    pub background_as_zeros: bool,
 }
 
 /// What the network says of a batch.
@@ -197,7 +199,8 @@ impl Ssd {
         let codes = stack(|t| &t.codes, &[n, a, 4])?;
         let box_weights = stack(|t| &t.box_weights, &[n, a])?;
         let class_weights = stack(|t| &t.class_weights, &[n, a])?;
-        let classes: Vec<i64> = targets.iter().flat_map(|t| t.classes.iter().copied()).collect();
+        let column = |class: i64| if class == 0 && options.background_as_zeros { -1 } else { class };
+        let classes: Vec<i64> = targets.iter().flat_map(|t| t.classes.iter().map(|&c| column(c))).collect();
         let classes = Tensor::from_slice(&classes).f_view([n, a])?.f_to_device(device)?;
 
         let mut localization = options.localization.per_anchor(&predictions.box_encodings, &codes, &box_weights)?; // [N, A]

@@ -202,6 +202,7 @@ pub fn loss(config: &pb::Ssd) -> Result<LossOptions> {
         normalize_by_matches: config.normalize_loss_by_num_matches(),
         normalize_by_code_size: config.normalize_loc_loss_by_codesize(),
         negative_class_weight: config.negative_class_weight(),
+        background_as_zeros: config.encode_background_as_zeros(),
     })
 }
 
