@@ -111,6 +111,8 @@ fn every_built_models_frozen_graph_is_sound() {
         for name in ["image_tensor", "detection_boxes", "detection_scores", "detection_classes", "num_detections"] {
             node(&graph, name);
         }
+        let onnx = detector.onnx(&|name| Ok(vec![0.5; sizes[name]]), &[]).unwrap();
+        odh::export::onnx::check::check(&onnx).unwrap_or_else(|e| panic!("{}: {e:#}", zoo.folder));
     }
 }
 
@@ -242,14 +244,16 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 9] = [
     "checkpoint",
     "frozen_inference_graph.pb",
     "label_map.pbtxt",
     "labels.txt",
     "model.ckpt.data-00000-of-00001",
     "model.ckpt.index",
+    "model.onnx",
     "pipeline.config",
+    "saved_model",
 ];
 
 #[test]
@@ -259,12 +263,13 @@ fn an_export_has_its_files_and_a_later_one_replaces_it() {
     let output = work.path().join("export_dir/모델 1");
     let config = config(3);
     let label_map = LabelMap::parse("item { id: 1 name: 'cat' } item { id: 3 name: 'dog' display_name: '개' }", "map").unwrap();
-    let input = ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &output };
+    let input = ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &output, formats: &[] };
     let exported = folder::run(&input).unwrap();
     assert_eq!(exported.step, Some(42));
     assert_eq!(names(&output), FILES);
     assert_eq!(names(output.parent().unwrap()), ["모델 1"]);
-    assert_eq!(exported.graph_bytes, fs::metadata(output.join(FROZEN_GRAPH)).unwrap().len());
+    assert_eq!(exported.models[0], (output.join(FROZEN_GRAPH), fs::metadata(output.join(FROZEN_GRAPH)).unwrap().len()));
+    assert_eq!(exported.models.len(), 3);
     assert_eq!(fs::read_to_string(output.join("labels.txt")).unwrap(), "cat\n???\n개\n");
     assert_eq!(LabelMap::load(&output.join("label_map.pbtxt")).unwrap(), label_map);
     assert_eq!(odh::config::pipeline::load(&output.join("pipeline.config")).unwrap(), config);
@@ -283,7 +288,7 @@ fn an_export_has_its_files_and_a_later_one_replaces_it() {
     check::check(&graph).unwrap();
 
     fs::write(output.join("notes.txt"), "mine").unwrap();
-    fs::create_dir(output.join("saved_model")).unwrap();
+    fs::write(output.join("saved_model/of_another_model"), "old").unwrap();
     fs::write(output.join("labels.txt"), "old").unwrap();
     let before = fs::read(output.join(FROZEN_GRAPH)).unwrap();
     folder::run(&input).unwrap();
@@ -292,6 +297,7 @@ fn an_export_has_its_files_and_a_later_one_replaces_it() {
     expected.push("notes.txt");
     expected.sort();
     assert_eq!(names(&output), expected);
+    assert_eq!(names(&output.join("saved_model")), ["saved_model.pb", "variables"]);
     assert_eq!(fs::read_to_string(output.join("labels.txt")).unwrap(), "cat\n???\n개\n");
     assert_eq!(names(output.parent().unwrap()), ["모델 1"]);
 }
@@ -303,7 +309,7 @@ fn an_export_that_fails_leaves_the_earlier_one_and_nothing_else() {
     let (three, five) = (config(3), config(5));
     let label_map = LabelMap::from_names(["a", "b", "c"]);
     let prefix = checkpoint(work.path(), 3);
-    let good = ExportInput { config: &three, label_map: &label_map, checkpoint: &prefix, output_dir: &output };
+    let good = ExportInput { config: &three, label_map: &label_map, checkpoint: &prefix, output_dir: &output, formats: &[] };
     folder::run(&good).unwrap();
     let before: Vec<Vec<u8>> = FILES.iter().map(|f| fs::read(output.join(f)).unwrap()).collect();
 
@@ -336,14 +342,16 @@ fn a_folder_of_other_things_is_not_replaced() {
     fs::create_dir(&photos).unwrap();
     fs::write(photos.join("a.jpg"), "not to be lost").unwrap();
     for (output, part) in [(photos.clone(), "is not an export"), (photos.join("a.jpg"), "is a file")] {
-        let input = ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &output };
+        let input =
+            ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &output, formats: &[] };
         let error = folder::run(&input).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
     }
     assert_eq!(names(&photos), ["a.jpg"]);
     let empty = work.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    folder::run(&ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &empty }).unwrap();
+    folder::run(&ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &empty, formats: &[] })
+        .unwrap();
     assert_eq!(names(&empty), FILES);
 }
 
@@ -370,7 +378,10 @@ fn the_command_exports_the_latest_the_best_or_the_named_checkpoint() {
     odh_export(work.path(), &[]).success().stdout(predicates::str::contains("model.ckpt-42 (step 42)"));
     assert_eq!(names(&work.path().join("export_dir/my_model")), FILES);
     fs::write(train.join("best.json"), r#"{"step": 7, "map": 0.5}"#).unwrap();
-    odh_export(work.path(), &["--best"]).success().stdout(predicates::str::contains("model.ckpt-7 "));
+    odh_export(work.path(), &["--best", "--format", "onnx"]).success().stdout(predicates::str::contains("model.ckpt-7 "));
+    let files = names(&work.path().join("export_dir/my_model"));
+    assert!(files.contains(&"model.onnx".to_string()) && !files.contains(&FROZEN_GRAPH.to_string()), "{files:?}");
+    odh_export(work.path(), &["--format", "tflite"]).code(2).stderr(predicates::str::contains("frozen_graph, saved_model, onnx"));
 
     // Without its config beside it.
     let bare = work.path().join("bare");

@@ -1,4 +1,4 @@
-//! `odh export`: a trained model becomes a frozen graph, with the files that belong to it.
+//! `odh export`: a trained model becomes files that other programs run, with what belongs to them.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -10,7 +10,7 @@ use crate::config::weights::{self, WeightsOptions};
 use crate::config::{coco_labels, pipeline, zoo};
 use crate::engine::checkpoint;
 use crate::engine::model_files::{self, ModelFiles, ModelSource, Search};
-use crate::export::folder::{self, ExportInput, Exported, FROZEN_GRAPH};
+use crate::export::folder::{self, ExportInput, Exported, Format};
 use crate::proto::object_detection::protos as pb;
 use crate::{exit, interrupt, outln};
 
@@ -20,8 +20,10 @@ Examples:
   odh export -m ssd_mobilenet_v1_coco --best              # the checkpoint with the best mAP
   odh export --checkpoint train_dir/MODEL/model.ckpt-2000 --output_dir my_export
 
-export_dir/MODEL/ then has frozen_inference_graph.pb, model.ckpt.*, checkpoint, pipeline.config, label_map.pbtxt and
-labels.txt (line i names class i). An earlier export there is replaced, but only once the new one is complete.";
+  odh export --format onnx --format frozen_graph          # only these
+
+export_dir/MODEL/ then has frozen_inference_graph.pb, saved_model/, model.onnx, model.ckpt.*, checkpoint, pipeline.config,
+label_map.pbtxt and labels.txt (line i names class i). An earlier export there is replaced, but only once the new one is complete.";
 
 /// What `odh export` is told.
 #[derive(clap::Args, Debug)]
@@ -48,6 +50,9 @@ pub struct Args {
     /// Folder to write [default: ./export_dir/MODEL]
     #[arg(long = "output_dir", value_name = "FOLDER")]
     output_dir: Option<PathBuf>,
+    /// What to write: frozen_graph, saved_model or onnx; several with commas [default: all]
+    #[arg(long = "format", value_name = "FORMAT", value_delimiter = ',', value_parser = format)]
+    formats: Vec<Format>,
     /// Folder of pretrained models
     #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = "./model_zoo")]
     model_zoo_dir: PathBuf,
@@ -72,8 +77,18 @@ pub fn run(args: Args) -> Result<()> {
         label_map: &chosen.label_map,
         checkpoint: &chosen.checkpoint,
         output_dir: &output_dir,
+        formats: &args.formats,
     })?;
     Ok(())
+}
+
+/// A format by its name.
+fn format(typed: &str) -> Result<Format, String> {
+    Format::ALL
+        .iter()
+        .find(|(name, ..)| *name == typed)
+        .map(|(_, format, _)| *format)
+        .ok_or_else(|| format!("it must be {}", Format::ALL.map(|(name, ..)| name).join(", ")))
 }
 
 /// Exports, and says so on the terminal and in the log; for the end of a training too.
@@ -85,14 +100,12 @@ pub fn write(input: &ExportInput) -> Result<Exported> {
     tracing::info!("Export start [ checkpoint : {}, folder : {} ]", input.checkpoint.display(), input.output_dir.display());
     let exported = folder::run(input)?;
     let step = exported.step.map_or_else(|| "no step".to_string(), |step| format!("step {step}"));
-    let graph = exported.folder.join(FROZEN_GRAPH);
-    tracing::info!(
-        "Export Success [ {step}, {} : {:.1} MB, {:.1} s ]",
-        graph.display(),
-        exported.graph_bytes as f64 / 1e6,
-        start.elapsed().as_secs_f64()
-    );
-    outln!("exported {} ({step}) -> {}", input.checkpoint.display(), graph.display());
+    let models: Vec<String> =
+        exported.models.iter().map(|(path, bytes)| format!("{} : {:.1} MB", path.display(), *bytes as f64 / 1e6)).collect();
+    tracing::info!("Export Success [ {step}, {}, {:.1} s ]", models.join(", "), start.elapsed().as_secs_f64());
+    for (path, _) in &exported.models {
+        outln!("exported {} ({step}) -> {}", input.checkpoint.display(), path.display());
+    }
     Ok(exported)
 }
 

@@ -174,8 +174,13 @@ pub fn run(args: Args) -> Result<()> {
     })?;
     report(&trained, begun.elapsed(), &name);
     if args.export {
-        let input =
-            ExportInput { config: &config, label_map: &label_map, checkpoint: &trained.checkpoint, output_dir: &export_dir };
+        let input = ExportInput {
+            config: &config,
+            label_map: &label_map,
+            checkpoint: &trained.checkpoint,
+            output_dir: &export_dir,
+            formats: &[],
+        };
         super::export::write(&input).context("the training is done and its checkpoints are kept, but the export failed")?;
     }
     tracing::info!("Program end");

@@ -2,13 +2,14 @@
 
 use anyhow::{Result, bail};
 
-use super::graph_def;
-use super::graph_def::network::ReadVariable;
+use super::layers::ReadVariable;
 use super::ssd::SsdExport;
+use super::{graph_def, onnx};
 use crate::models::DetectionModel;
 use crate::models::faster_rcnn::FasterRcnn;
 use crate::models::ssd::Ssd;
 use crate::proto::object_detection::protos as pb;
+use crate::proto::onnx::ModelProto;
 use crate::proto::tensorflow::GraphDef;
 
 /// A model by its meta-architecture.
@@ -37,6 +38,27 @@ impl Detector {
         match self {
             Self::Ssd(model) => model.as_ref(),
             Self::FasterRcnn(model) => model.as_ref(),
+        }
+    }
+
+    /// The most detections of a picture: the `D` of the outputs' shapes.
+    pub fn max_detections(&self) -> usize {
+        match self {
+            Self::Ssd(model) => model.nms().max_total,
+            Self::FasterRcnn(model) => model.classifier().nms.max_total,
+        }
+    }
+
+    /// The model as model.onnx.
+    ///
+    /// * `metadata`: what readers may ask the file for.
+    ///
+    /// # Errors
+    /// If a variable cannot be read, or ONNX lacks an operation.
+    pub fn onnx(&self, variables: &ReadVariable, metadata: &[(&str, String)]) -> Result<ModelProto> {
+        match self {
+            Self::Ssd(model) => onnx::ssd::onnx(&SsdExport::new(model), variables, metadata),
+            Self::FasterRcnn(model) => onnx::faster_rcnn::onnx(model, variables, metadata),
         }
     }
 

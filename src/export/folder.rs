@@ -1,5 +1,7 @@
-//! The export folder: a frozen graph with the checkpoint, config and label map that it was made from, put in place whole or not at all.
+//! The export folder: a model in other programs' formats with the checkpoint, config and label map that it was made from, put in place
+//! whole or not at all.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -7,18 +9,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
+use prost::bytes::Bytes;
 use tempfile::TempDir;
 
 use super::detector::Detector;
-use super::graph_def::check;
+use super::saved_model::saved_model;
+use super::{graph_def, onnx};
 use crate::config::label_map::LabelMap;
 use crate::config::pipeline;
+use crate::data::resize::Resizer;
 use crate::formats::atomic_file;
 use crate::formats::checkpoint_state::{self, CheckpointState};
 use crate::formats::tensor_bundle::{BundleReader, BundleWriter};
 use crate::net::graph::Variable;
 use crate::proto::object_detection::protos as pb;
-use crate::proto::tensorflow::{DataType, GraphDef};
+use crate::proto::tensorflow::DataType;
 use crate::{exit, interrupt};
 
 /// The frozen graph's file name.
@@ -34,6 +39,28 @@ pub const LABELS: &str = "labels.txt";
 /// What `labels.txt` has for an id that no class has.
 const NO_LABEL: &str = "???";
 
+/// The SavedModel's folder.
+pub const SAVED_MODEL: &str = "saved_model";
+/// The ONNX model's file name.
+pub const ONNX: &str = "model.onnx";
+
+/// What a model can be written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    FrozenGraph,
+    SavedModel,
+    Onnx,
+}
+
+impl Format {
+    /// All, with the names they are asked for by and where they stand in the export folder.
+    pub const ALL: [(&'static str, Format, &'static str); 3] = [
+        ("frozen_graph", Self::FrozenGraph, FROZEN_GRAPH),
+        ("saved_model", Self::SavedModel, SAVED_MODEL),
+        ("onnx", Self::Onnx, ONNX),
+    ];
+}
+
 /// What an export is made from, and where it goes.
 #[derive(Debug, Clone, Copy)]
 pub struct ExportInput<'a> {
@@ -43,6 +70,14 @@ pub struct ExportInput<'a> {
     pub checkpoint: &'a Path,
     /// The folder that is made, or takes the place of an earlier export.
     pub output_dir: &'a Path,
+    /// Which formats are written; empty for all.
+    pub formats: &'a [Format],
+}
+
+impl ExportInput<'_> {
+    fn writes(&self, format: Format) -> bool {
+        self.formats.is_empty() || self.formats.contains(&format)
+    }
 }
 
 /// What was written.
@@ -51,8 +86,8 @@ pub struct Exported {
     pub folder: PathBuf,
     /// The checkpoint's `global_step`, if it has one.
     pub step: Option<i64>,
-    /// Bytes of the frozen graph.
-    pub graph_bytes: u64,
+    /// What was written, and its bytes.
+    pub models: Vec<(PathBuf, u64)>,
 }
 
 /// Writes the export folder.
@@ -76,9 +111,28 @@ pub fn run(input: &ExportInput) -> Result<Exported> {
     let target = Target::new(input.output_dir)?;
     let folder = target.temporary.path();
 
-    let graph = detector.frozen_graph(&|name| Ok(reader.read_f32(name)?.1))?;
-    check::check(&graph).context("the frozen graph is not sound; this is a bug in odh")?;
-    let graph_bytes = write_graph(&folder.join(FROZEN_GRAPH), &graph)?;
+    let mut models = Vec::new();
+    let mut written = |name: &str, bytes: u64| models.push((input.output_dir.join(name), bytes));
+    let read = |name: &str| Ok(reader.read_f32(name)?.1);
+    if input.writes(Format::FrozenGraph) || input.writes(Format::SavedModel) {
+        let graph = detector.frozen_graph(&read)?;
+        graph_def::check::check(&graph).context("the frozen graph is not sound; this is a bug in odh")?;
+        if input.writes(Format::FrozenGraph) {
+            written(FROZEN_GRAPH, write_message(&folder.join(FROZEN_GRAPH), &graph)?);
+        }
+        if input.writes(Format::SavedModel) {
+            let path = folder.join(SAVED_MODEL);
+            // Loaders look for it, though a frozen graph has no variables.
+            fs::create_dir_all(path.join("variables")).with_context(|| format!("cannot create `{}`", path.display()))?;
+            let model = saved_model(graph, detector.max_detections());
+            written(SAVED_MODEL, write_message(&path.join("saved_model.pb"), &model)?);
+        }
+    }
+    if input.writes(Format::Onnx) {
+        let model = detector.onnx(&read, &metadata(input, &detector)?)?;
+        onnx::check::check(&model).context("the ONNX model is not sound; this is a bug in odh")?;
+        written(ONNX, write_message(&folder.join(ONNX), &model)?);
+    }
     let step = copy_variables(&reader, model.variables(), &folder.join(CHECKPOINT))?;
     let prefix = folder.join(CHECKPOINT);
     checkpoint_state::write(folder, &CheckpointState { latest: prefix.clone(), all: vec![prefix] })?;
@@ -92,7 +146,7 @@ pub fn run(input: &ExportInput) -> Result<Exported> {
         )));
     }
     target.put_in_place()?;
-    Ok(Exported { folder: input.output_dir.to_path_buf(), step, graph_bytes })
+    Ok(Exported { folder: input.output_dir.to_path_buf(), step, models })
 }
 
 /// Whether the checkpoint has every variable of the model in its shape.
@@ -118,16 +172,35 @@ fn fits(reader: &BundleReader, variables: &[Variable]) -> Result<()> {
     bail!("the checkpoint is not of this model and number of classes: {shown}{more}")
 }
 
-/// Writes the graph, then reads the file back and compares.
-fn write_graph(path: &Path, graph: &GraphDef) -> Result<u64> {
-    // Protobuf's own limit; TensorFlow reads nothing larger.
-    let size = graph.encoded_len();
-    ensure!(size < i32::MAX as usize, "the frozen graph would have {size} bytes; a protobuf file can have at most 2 GiB");
-    atomic_file::write(path, &graph.encode_to_vec())?;
+/// What a reader may ask the ONNX file for.
+fn metadata(input: &ExportInput, detector: &Detector) -> Result<Vec<(&'static str, String)>> {
+    let classes: BTreeMap<u32, String> = (1..=input.label_map.num_classes())
+        .filter(|&id| input.label_map.name_of(id).is_some())
+        .map(|id| (id, input.label_map.label(id)))
+        .collect();
+    let size = match detector.model().resizer() {
+        Resizer::FixedShape { height, width } => serde_json::json!({ "height": height, "width": width }),
+        Resizer::KeepAspectRatio { min, max } => serde_json::json!({ "min_dimension": min, "max_dimension": max }),
+    };
+    Ok(vec![
+        ("odh_version", env!("CARGO_PKG_VERSION").to_string()),
+        ("classes", serde_json::to_string(&classes)?),
+        ("resized_to", size.to_string()),
+        ("max_detections", detector.max_detections().to_string()),
+    ])
+}
+
+/// Writes a file, then reads it back and compares.
+fn write_message<M: Message + Default + PartialEq>(path: &Path, message: &M) -> Result<u64> {
+    // Protobuf's own limit; TensorFlow and onnxruntime read nothing larger.
+    let size = message.encoded_len();
+    ensure!(size < i32::MAX as usize, "`{}` would have {size} bytes; a protobuf file can have at most 2 GiB", path.display());
+    atomic_file::write(path, &message.encode_to_vec())?;
     let bytes = fs::read(path).with_context(|| format!("cannot read `{}` back", path.display()))?;
-    let back = GraphDef::decode(bytes.as_slice()).with_context(|| format!("`{}` is damaged", path.display()))?;
-    ensure!(back == *graph, "`{}` does not hold what was written to it; is the disk failing?", path.display());
-    Ok(bytes.len() as u64)
+    let length = bytes.len() as u64;
+    let back = M::decode(Bytes::from(bytes)).with_context(|| format!("`{}` is damaged", path.display()))?;
+    ensure!(back == *message, "`{}` does not hold what was written to it; is the disk failing?", path.display());
+    Ok(length)
 }
 
 /// The model's variables, without an optimizer's; and `global_step`, whose value is returned.
@@ -175,8 +248,9 @@ impl Target {
             ensure!(path.is_dir(), "`{shown}` is a file; name a folder with --output_dir");
             let empty = fs::read_dir(&path).with_context(|| format!("cannot read `{shown}`"))?.next().is_none();
             ensure!(
-                empty || path.join(FROZEN_GRAPH).is_file(),
-                "`{shown}` is there already and is not an export (it has no {FROZEN_GRAPH}); name another folder with --output_dir"
+                empty || Format::ALL.iter().any(|(_, _, name)| path.join(name).exists()),
+                "`{shown}` is there already and is not an export (it has no {FROZEN_GRAPH}, {SAVED_MODEL} or {ONNX}); name another folder with \
+                 --output_dir"
             );
         }
         let parent = path.parent().with_context(|| format!("`{shown}` cannot be replaced"))?;
@@ -240,16 +314,8 @@ impl Target {
 
 /// Whether an export, odh's or upstream's, writes a file or folder of this name.
 fn is_exports(name: &OsStr) -> bool {
-    const NAMES: &[&str] = &[
-        FROZEN_GRAPH,
-        PIPELINE_CONFIG,
-        LABEL_MAP,
-        LABELS,
-        checkpoint_state::FILE_NAME,
-        "saved_model",
-        "model.onnx",
-        "export.json",
-    ];
+    const NAMES: &[&str] =
+        &[FROZEN_GRAPH, PIPELINE_CONFIG, LABEL_MAP, LABELS, checkpoint_state::FILE_NAME, SAVED_MODEL, ONNX, "export.json"];
     let name = name.to_string_lossy();
     NAMES.contains(&name.as_ref()) || name.starts_with("model.ckpt") || name.starts_with("model.torchscript")
 }

@@ -3,4 +3,7 @@
 pub mod detector;
 pub mod folder;
 pub mod graph_def;
+pub mod layers;
+pub mod onnx;
+pub mod saved_model;
 pub mod ssd;

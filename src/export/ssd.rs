@@ -1,5 +1,7 @@
 //! What the writers of other programs' formats need to know of an SSD: its network and the numbers before and after it.
 
+use anyhow::{Result, ensure};
+
 use crate::backbones::faster_rcnn::Pixels;
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::BBox;
@@ -7,7 +9,7 @@ use crate::detection::nms::NmsOptions;
 use crate::models::DetectionModel;
 use crate::models::post_processing::ScoreConverter;
 use crate::models::ssd::Ssd;
-use crate::net::graph::{Graph, NodeId};
+use crate::net::graph::{Graph, NodeId, Op};
 
 /// A single shot detector with a resizer of fixed size.
 #[derive(Debug, Clone)]
@@ -56,5 +58,38 @@ impl<'a> SsdExport<'a> {
             scores: model.converter(),
             nms: *model.nms(),
         }
+    }
+
+    /// Whether the parts fit together.
+    ///
+    /// # Errors
+    /// If not, with the numbers.
+    pub fn check(&self) -> Result<()> {
+        let inputs = self.graph.nodes().iter().filter(|n| matches!(n.op, Op::Input)).count();
+        ensure!(inputs == 1, "the network has {inputs} inputs; a frozen SSD needs exactly one");
+        ensure!(!self.heads.is_empty(), "the model has no box predictors");
+        for &Head { boxes, classes } in &self.heads {
+            let columns = self.num_classes as i64 + 1;
+            let (b, c) = (self.graph.channels(boxes), self.graph.channels(classes));
+            ensure!(
+                b % 4 == 0 && c == b / 4 * columns,
+                "{} has {b} channels and {} has {c}; {} classes need 4 and {columns} an anchor",
+                self.graph.node(boxes).name,
+                self.graph.node(classes).name,
+                self.num_classes
+            );
+        }
+        let pairs = self.anchors.len() * self.num_classes;
+        ensure!(
+            pairs > 0 && pairs <= i32::MAX as usize / 64,
+            "{} anchors of {} classes cannot be exported",
+            self.anchors.len(),
+            self.num_classes
+        );
+        ensure!(
+            self.nms.max_total > 0 && self.nms.max_per_class > 0,
+            "the limits of detections in all and a class must be positive"
+        );
+        Ok(())
     }
 }

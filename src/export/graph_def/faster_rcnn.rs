@@ -1,20 +1,20 @@
 //! A Faster R-CNN or R-FCN as a frozen graph: pictures of any size in, detections out (upstream exporter.py,
 //! meta_architectures/faster_rcnn_meta_arch.py, rfcn_meta_arch.py).
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 
 use super::builder::{Builder, Op, Value};
-use super::network::{ReadVariable, write_network};
+use super::network::write_network;
 use super::ops::{cast, columns, concat, gather, pack, reshape, select};
 use super::parts::{self, Centred};
 use super::suppression::{Found, Suppression, suppress};
 use crate::data::resize::Resizer;
+use crate::export::layers::{ReadVariable, output};
 use crate::models::DetectionModel;
 use crate::models::box_classifier::{BoxClassifier, Regions};
 use crate::models::faster_rcnn::FasterRcnn;
 use crate::models::post_processing::ScoreConverter;
 use crate::models::rpn::Rpn;
-use crate::net::graph::{Graph, NodeId, Op as NetworkOp};
 use crate::proto::tensorflow::DataType::{DtFloat, DtInt32};
 use crate::proto::tensorflow::GraphDef;
 
@@ -58,12 +58,6 @@ pub fn frozen_graph(model: &FasterRcnn, variables: &ReadVariable) -> Result<Grap
     let found = b.within("SecondStagePostprocessor", |b| classify(b, classifier, &frame, &regions, [raw[0], raw[1]]));
     parts::outputs(&mut b, &found);
     Ok(b.finish())
-}
-
-fn output(graph: &Graph, name: &str) -> Result<NodeId> {
-    let inputs = graph.nodes().iter().filter(|n| matches!(n.op, NetworkOp::Input)).count();
-    ensure!(inputs == 1, "a stage has {inputs} inputs; a frozen graph needs exactly one");
-    graph.outputs().iter().find(|(n, _)| n == name).map(|(_, id)| *id).with_context(|| format!("a stage has no output `{name}`"))
 }
 
 /// `[height, width]` that the pictures are resized to.

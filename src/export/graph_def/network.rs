@@ -6,11 +6,9 @@ use anyhow::{Context, Result, bail};
 
 use super::builder::{Builder, Op as Node, Value};
 use super::ops::concat;
+use crate::export::layers::{Layers, ReadVariable};
 use crate::net::graph::{Activation, BatchNorm, Graph, NodeId, Op, Padding, VariableId, Window};
 use crate::proto::tensorflow::DataType;
-
-/// Gives a variable's values by its name, in TensorFlow's layout.
-pub type ReadVariable<'a> = dyn Fn(&str) -> Result<Vec<f32>> + 'a;
 
 /// Appends what `wanted` depends on and returns the values of `wanted`, in its order.
 ///
@@ -26,10 +24,10 @@ pub fn write_network(
     wanted: &[NodeId],
     variables: &ReadVariable,
 ) -> Result<Vec<Value>> {
-    let mut writer = Writer { graph, readers: count_readers(graph, wanted), variables, constants: HashMap::new() };
+    let mut writer = Writer { layers: Layers::new(graph, wanted, variables), constants: HashMap::new() };
     let mut values: HashMap<NodeId, Value> = HashMap::new();
     for (i, node) in graph.nodes().iter().enumerate() {
-        if writer.readers[i] == 0 {
+        if !writer.layers.is_needed(NodeId(i)) {
             continue;
         }
         let output = writer.write(b, NodeId(i), input, &values).with_context(|| format!("writing {}", node.name))?;
@@ -39,37 +37,15 @@ pub fn write_network(
     wanted.iter().map(value).collect()
 }
 
-/// How often each node is read by `wanted` and what leads there; 0 for a node that nothing needs.
-fn count_readers(graph: &Graph, wanted: &[NodeId]) -> Vec<usize> {
-    let mut readers = vec![0; graph.nodes().len()];
-    for id in wanted {
-        readers[id.0] += 1;
-    }
-    for (i, node) in graph.nodes().iter().enumerate().rev() {
-        if readers[i] > 0 {
-            node.inputs.iter().for_each(|id| readers[id.0] += 1);
-        }
-    }
-    readers
-}
-
-/// One factor and one summand a channel.
-struct Affine {
-    scale: Vec<f64>,
-    shift: Vec<f64>,
-}
-
 struct Writer<'a> {
-    graph: &'a Graph,
-    readers: Vec<usize>,
-    variables: &'a ReadVariable<'a>,
+    layers: Layers<'a>,
     /// Constants that several operations share.
     constants: HashMap<VariableId, Value>,
 }
 
 impl Writer<'_> {
     fn write(&mut self, b: &mut Builder, id: NodeId, input: Value, values: &HashMap<NodeId, Value>) -> Result<Value> {
-        let graph = self.graph;
+        let graph = self.layers.graph;
         let node = graph.node(id);
         let name = &node.name;
         let read =
@@ -147,42 +123,23 @@ impl Writer<'_> {
 
     /// The weights of a convolution or fully connected layer, times the factors of a batch norm that is folded into it.
     fn weights(&mut self, b: &mut Builder, id: NodeId, weights: VariableId) -> Result<Value> {
-        let Some(norm) = self.folded_norm(id) else { return self.constant(b, weights) };
-        let affine = self.affine(norm, self.graph.channels(id))?;
-        let mut values = self.read(weights)?;
-        // In each of TensorFlow's layouts the output channel is the fastest index (depthwise: input channel and multiplier together).
-        let channels = affine.scale.len();
-        for (i, value) in values.iter_mut().enumerate() {
-            *value = (f64::from(*value) * affine.scale[i % channels]) as f32;
+        let (values, folded) = self.layers.weights(id, weights)?;
+        if !folded {
+            return self.constant(b, weights);
         }
-        let variable = self.graph.variable(weights);
+        let variable = self.layers.graph.variable(weights);
         Ok(b.floats(&variable.name, &variable.shape, &values))
-    }
-
-    /// The batch norm that alone reads the node's output.
-    fn folded_norm(&self, id: NodeId) -> Option<&BatchNorm> {
-        if self.readers[id.0] != 1 {
-            return None;
-        }
-        self.graph.nodes().iter().enumerate().find_map(|(i, node)| match &node.op {
-            Op::BatchNorm(norm) if self.readers[i] > 0 && node.inputs == [id] => Some(norm),
-            _ => None,
-        })
     }
 
     /// A batch norm with its stored statistics: a bias behind a layer that took the factors in, else a factor and a bias.
     fn batch_norm(&mut self, b: &mut Builder, id: NodeId, norm: &BatchNorm, x: Value) -> Result<Value> {
-        let node = self.graph.node(id);
-        let affine = self.affine(norm, node.channels)?;
-        let before = node.inputs[0];
-        let folded =
-            matches!(self.graph.node(before).op, Op::Conv2d { .. } | Op::DepthwiseConv2d { .. } | Op::FullyConnected { .. })
-                && self.readers[before.0] == 1;
+        let node = self.layers.graph.node(id);
+        let affine = self.layers.affine(norm, node.channels)?;
         let constant = |b: &mut Builder, part: &str, values: &[f64]| {
             let values: Vec<f32> = values.iter().map(|&v| v as f32).collect();
             b.floats(&format!("{}/{part}", node.name), &[node.channels], &values)
         };
-        let scaled = if folded {
+        let scaled = if self.layers.is_folded(id) {
             x
         } else {
             let scale = constant(b, "scale", &affine.scale);
@@ -192,36 +149,15 @@ impl Writer<'_> {
         Ok(b.same(&node.name, "BiasAdd", &[scaled, shift]))
     }
 
-    fn affine(&self, norm: &BatchNorm, channels: i64) -> Result<Affine> {
-        let constant = |value: f32| vec![value; channels as usize];
-        let gamma = norm.gamma.map_or_else(|| Ok(constant(1.0)), |id| self.read(id))?;
-        let beta = norm.beta.map_or_else(|| Ok(constant(0.0)), |id| self.read(id))?;
-        let (mean, variance) = (self.read(norm.moving_mean)?, self.read(norm.moving_variance)?);
-        let scale: Vec<f64> =
-            gamma.iter().zip(&variance).map(|(&g, &v)| f64::from(g) / (f64::from(v) + norm.epsilon).sqrt()).collect();
-        let shift = beta.iter().zip(&mean).zip(&scale).map(|((&b, &m), s)| f64::from(b) - f64::from(m) * s).collect();
-        Ok(Affine { scale, shift })
-    }
-
     /// A variable as it is.
     fn constant(&mut self, b: &mut Builder, id: VariableId) -> Result<Value> {
         if let Some(&value) = self.constants.get(&id) {
             return Ok(value);
         }
-        let variable = self.graph.variable(id);
-        let value = b.floats(&variable.name, &variable.shape, &self.read(id)?);
+        let variable = self.layers.graph.variable(id);
+        let value = b.floats(&variable.name, &variable.shape, &self.layers.read(id)?);
         self.constants.insert(id, value);
         Ok(value)
-    }
-
-    fn read(&self, id: VariableId) -> Result<Vec<f32>> {
-        let variable = self.graph.variable(id);
-        let values = (self.variables)(&variable.name)?;
-        let count: i64 = variable.shape.iter().product();
-        if values.len() as i64 != count {
-            bail!("variable `{}` has {} values, but its shape {:?} needs {count}", variable.name, values.len(), variable.shape);
-        }
-        Ok(values)
     }
 }
 

@@ -3,13 +3,14 @@
 use anyhow::{Result, ensure};
 
 use super::builder::Builder;
-use super::network::{ReadVariable, write_network};
+use super::network::write_network;
 use super::ops::{concat, reshape};
 use super::parts::{self, Centred};
 use super::suppression::{Suppression, suppress};
 use crate::detection::boxes::BBox;
-use crate::export::ssd::{Head, SsdExport};
-use crate::net::graph::{NodeId, Op as NetworkOp};
+use crate::export::layers::ReadVariable;
+use crate::export::ssd::SsdExport;
+use crate::net::graph::NodeId;
 use crate::proto::tensorflow::GraphDef;
 
 /// The frozen graph: `image_tensor` ([`parts::image_tensor`]) to the four [`parts::outputs`].
@@ -17,7 +18,7 @@ use crate::proto::tensorflow::GraphDef;
 /// # Errors
 /// If the parts of `model` do not fit together or a variable cannot be read.
 pub fn frozen_graph(model: &SsdExport, variables: &ReadVariable) -> Result<GraphDef> {
-    check(model)?;
+    model.check()?;
     let mut b = Builder::new();
     let picture = parts::image_tensor(&mut b);
     let pixels = b.within("Preprocessor", |b| {
@@ -72,33 +73,4 @@ fn centred(b: &mut Builder, anchors: &[BBox]) -> Centred {
         sizes.extend([h, w]);
     }
     Centred { centres: b.floats("anchors/centers", &[count, 2], &centres), sizes: b.floats("anchors/sizes", &[count, 2], &sizes) }
-}
-
-fn check(model: &SsdExport) -> Result<()> {
-    let inputs = model.graph.nodes().iter().filter(|n| matches!(n.op, NetworkOp::Input)).count();
-    ensure!(inputs == 1, "the network has {inputs} inputs; a frozen SSD needs exactly one");
-    ensure!(!model.heads.is_empty(), "the model has no box predictors");
-    for &Head { boxes, classes } in &model.heads {
-        let columns = model.num_classes as i64 + 1;
-        let (b, c) = (model.graph.channels(boxes), model.graph.channels(classes));
-        ensure!(
-            b % 4 == 0 && c == b / 4 * columns,
-            "{} has {b} channels and {} has {c}; {} classes need 4 and {columns} an anchor",
-            model.graph.node(boxes).name,
-            model.graph.node(classes).name,
-            model.num_classes
-        );
-    }
-    let pairs = model.anchors.len() * model.num_classes;
-    ensure!(
-        pairs > 0 && pairs <= i32::MAX as usize / 64,
-        "{} anchors of {} classes cannot be exported",
-        model.anchors.len(),
-        model.num_classes
-    );
-    ensure!(
-        model.nms.max_total > 0 && model.nms.max_per_class > 0,
-        "the limits of detections in all and a class must be positive"
-    );
-    Ok(())
 }

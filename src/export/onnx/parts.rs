@@ -1,0 +1,202 @@
+//! What every detector's ONNX graph has before and behind its network: the picture, box decoding, scores, the four outputs.
+
+use super::builder::{Attribute, Builder, Side, Value};
+use super::suppression::Found;
+use crate::backbones::faster_rcnn::Pixels;
+use crate::detection::box_coder::BoxCoder;
+use crate::models::post_processing::ScoreConverter;
+use crate::proto::onnx::tensor_proto::DataType;
+
+/// `image_tensor`: uint8 `[N, height, width, 3]`, RGB, of any size.
+pub fn image_tensor(b: &mut Builder) -> Value {
+    b.input("image_tensor", DataType::Uint8, &[Side::Named("batch"), Side::Named("height"), Side::Named("width"), Side::Known(3)])
+}
+
+/// The four outputs under the names that programs fetch, as in the frozen graph.
+///
+/// * `detections`: the limit of detections in all.
+pub fn outputs(b: &mut Builder, found: &Found, detections: usize) {
+    let [batch, rows] = [Side::Named("batch"), Side::Known(detections as i64)];
+    let one = b.float("one", 1.0);
+    let classes = b.op("add", "Add", &[found.classes, one], &[]);
+    b.output("detection_boxes", found.boxes, DataType::Float, &[batch, rows, Side::Known(4)]);
+    b.output("detection_scores", found.scores, DataType::Float, &[batch, rows]);
+    b.output("detection_classes", classes, DataType::Float, &[batch, rows]);
+    b.output("num_detections", found.count, DataType::Float, &[batch]);
+}
+
+/// `x` as elements of another type.
+pub fn cast(b: &mut Builder, name: &str, x: Value, to: DataType) -> Value {
+    b.op(name, "Cast", &[x], &[Attribute::int("to", to as i64)])
+}
+
+/// `x` with these sizes; one of them may be -1, what is left.
+pub fn reshape(b: &mut Builder, name: &str, x: Value, sizes: &[i64]) -> Value {
+    let sizes = b.ints(&format!("{name}/shape"), &[sizes.len() as i64], sizes);
+    b.op(name, "Reshape", &[x, sizes], &[])
+}
+
+/// Columns `begin..end` of the last dimension.
+pub fn columns(b: &mut Builder, name: &str, x: Value, [begin, end]: [i64; 2]) -> Value {
+    let [begin, end, axis] =
+        [("begin", begin), ("end", end), ("axis", -1)].map(|(part, v)| b.ints(&format!("{name}/{part}"), &[1], &[v]));
+    b.op(name, "Slice", &[x, begin, end, axis], &[])
+}
+
+/// Side `axis` of `x`, as one integer in a row of one.
+pub fn side(b: &mut Builder, name: &str, x: Value, axis: i64) -> Value {
+    let sizes = b.op(&format!("{name}/Shape"), "Shape", &[x], &[]);
+    let axis = b.ints(&format!("{name}/axis"), &[1], &[axis]);
+    b.op(name, "Gather", &[sizes, axis], &[])
+}
+
+/// `parts` side by side along `axis`.
+pub fn concat(b: &mut Builder, name: &str, parts: &[Value], axis: i64) -> Value {
+    b.op(name, "Concat", parts, &[Attribute::int("axis", axis)])
+}
+
+/// 0 to `count - 1`, integers; `count` is a row of one.
+pub fn range(b: &mut Builder, name: &str, count: Value) -> Value {
+    let count = reshape(b, &format!("{name}/count"), count, &[]);
+    let (zero, one) = (b.int(&format!("{name}/start"), 0), b.int(&format!("{name}/delta"), 1));
+    b.op(name, "Range", &[zero, count, one], &[])
+}
+
+/// The pictures resized as TensorFlow 1 does it, in its own order of operations: floats `[N, h, w, 3]` in 0..255.
+///
+/// ONNX's Resize has these corners too, but rounds its coordinates otherwise, which moves scores.
+///
+/// * `size`: the height and width, each a row of one integer.
+pub fn resize(b: &mut Builder, pictures: Value, size: [Value; 2]) -> Value {
+    let axes = [(1, "vertical", [1, -1, 1, 1]), (2, "horizontal", [1, 1, -1, 1])];
+    let places =
+        axes.map(|(axis, name, across)| b.within(name, |b| Places::new(b, pictures, (axis, size[axis as usize - 1]), &across)));
+    let take = |b: &mut Builder, name: &str, x: Value, axis: i64, at: Value| {
+        b.op(name, "Gather", &[x, at], &[Attribute::int("axis", axis)])
+    };
+    let [vertical, horizontal] = &places;
+    let mut row = |name: &str, y: Value| {
+        b.within(name, |b| {
+            let row = take(b, "row", pictures, 1, y); // [N, h, width, 3]
+            let mut end = |name: &str, x: Value| {
+                let pixels = take(b, name, row, 2, x); // [N, h, w, 3]
+                cast(b, &format!("{name}/ToFloat"), pixels, DataType::Float)
+            };
+            let (left, right) = (end("left", horizontal.lower), end("right", horizontal.upper));
+            lerp(b, left, right, horizontal.fraction)
+        })
+    };
+    let (top, bottom) = (row("top", vertical.lower), row("bottom", vertical.upper));
+    lerp(b, top, bottom, vertical.fraction)
+}
+
+fn lerp(b: &mut Builder, from: Value, to: Value, fraction: Value) -> Value {
+    let way = b.op("way", "Sub", &[to, from], &[]);
+    let part = b.op("part", "Mul", &[way, fraction], &[]);
+    b.op("lerp", "Add", &[from, part], &[])
+}
+
+/// Where the cells of one side lie on the source.
+struct Places {
+    lower: Value,
+    upper: Value,
+    /// How far from `lower` to `upper`, in a shape that broadcasts over the picture.
+    fraction: Value,
+}
+
+impl Places {
+    fn new(b: &mut Builder, pictures: Value, (axis, size): (i64, Value), across: &[i64]) -> Self {
+        let source = side(b, "source", pictures, axis);
+        let [from, to] = [("from", source), ("to", size)].map(|(name, x)| cast(b, name, x, DataType::Float));
+        let scale = b.op("scale", "Div", &[from, to], &[]);
+        let cells = range(b, "cells", size);
+        let cells = cast(b, "cells/ToFloat", cells, DataType::Float);
+        let at = b.op("at", "Mul", &[cells, scale], &[]);
+        let floor = b.op("floor", "Floor", &[at], &[]);
+        let fraction = b.op("fraction", "Sub", &[at, floor], &[]);
+        let lower = cast(b, "lower", floor, DataType::Int64);
+        let one = b.ints("one", &[1], &[1]);
+        let last = b.op("last", "Sub", &[source, one], &[]);
+        let next = b.op("next", "Add", &[lower, one], &[]);
+        Self { lower, upper: b.op("upper", "Min", &[next, last], &[]), fraction: reshape(b, "across", fraction, across) }
+    }
+}
+
+/// What the network takes in place of resized pixels: `[N, h, w, 3] -> [N, 3, h, w]`.
+pub fn scale_pixels(b: &mut Builder, pixels: &Pixels, resized: Value) -> Value {
+    let scale = b.float("scale", pixels.scale as f32);
+    let scaled = b.op("mul", "Mul", &[scale, resized], &[]);
+    let shift = b.floats("shift", &[3], &pixels.shift);
+    let shifted = b.op("add", "Add", &[scaled, shift], &[]);
+    b.op("transpose", "Transpose", &[shifted], &[Attribute::ints("perm", &[0, 3, 1, 2])])
+}
+
+/// Boxes by their centres and sizes, `[..., 2]` each as y, x.
+#[derive(Debug, Clone, Copy)]
+pub struct Centred {
+    pub centres: Value,
+    pub sizes: Value,
+}
+
+impl Centred {
+    /// From boxes `[..., 4]`.
+    pub fn of(b: &mut Builder, boxes: Value) -> Self {
+        let (low, high) = (columns(b, "low", boxes, [0, 2]), columns(b, "high", boxes, [2, 4]));
+        let sizes = b.op("sizes", "Sub", &[high, low], &[]);
+        let half = b.float("half", 0.5);
+        let reach = b.op("reach", "Mul", &[sizes, half], &[]);
+        Self { centres: b.op("centers", "Add", &[low, reach], &[]), sizes }
+    }
+}
+
+/// From encodings `[..., 4]` to boxes of the same shape, relative to `anchors` of a shape that broadcasts to it.
+///
+/// Source: Ren et al., Faster R-CNN (arXiv:1506.01497), section 3.1.2.
+pub fn decode(b: &mut Builder, coder: &BoxCoder, codes: Value, anchors: Centred) -> Value {
+    let scale = b.floats("scale_factors", &[4], &coder.scale);
+    let codes = b.op("div", "Div", &[codes, scale], &[]);
+    let offset = columns(b, "offset", codes, [0, 2]); // [..., 2] as ty, tx
+    let growth = columns(b, "growth", codes, [2, 4]); // [..., 2] as th, tw
+    let growth = b.op("exp", "Exp", &[growth], &[]);
+    let size = b.op("size", "Mul", &[growth, anchors.sizes], &[]);
+    let offset = b.op("mul", "Mul", &[offset, anchors.sizes], &[]);
+    let centre = b.op("centre", "Add", &[offset, anchors.centres], &[]);
+    let half = b.float("half", 0.5);
+    let reach = b.op("reach", "Mul", &[size, half], &[]);
+    let low = b.op("low", "Sub", &[centre, reach], &[]);
+    let high = b.op("high", "Add", &[centre, reach], &[]);
+    concat(b, "boxes", &[low, high], -1)
+}
+
+/// Boxes moved to the nearest place between 0 and `high`, a scalar or one number a column.
+pub fn clip(b: &mut Builder, boxes: Value, high: Value) -> Value {
+    let zero = b.float("zero", 0.0);
+    let boxes = b.op("Min", "Min", &[boxes, high], &[]);
+    b.op("ClipToWindow", "Max", &[boxes, zero], &[])
+}
+
+/// From raw predictions `[N, A, K + 1]` to scores `[N, A, K]`, without background.
+pub fn convert_scores(b: &mut Builder, converter: ScoreConverter, num_classes: usize, logits: Value) -> Value {
+    let (ScoreConverter::Identity { logit_scale }
+    | ScoreConverter::Sigmoid { logit_scale }
+    | ScoreConverter::Softmax { logit_scale }) = converter;
+    let logits = if logit_scale == 1.0 {
+        logits
+    } else {
+        let scale = b.float("logit_scale", logit_scale as f32);
+        b.op("scale_logits", "Div", &[logits, scale], &[])
+    };
+    let classes = [1, num_classes as i64 + 1];
+    match converter {
+        ScoreConverter::Identity { .. } => columns(b, "convert_scores", logits, classes),
+        ScoreConverter::Sigmoid { .. } => {
+            let logits = columns(b, "foreground", logits, classes);
+            b.op("convert_scores", "Sigmoid", &[logits], &[])
+        }
+        // Background takes part in the sum.
+        ScoreConverter::Softmax { .. } => {
+            let scores = b.op("convert_scores", "Softmax", &[logits], &[Attribute::int("axis", -1)]);
+            columns(b, "foreground", scores, classes)
+        }
+    }
+}
