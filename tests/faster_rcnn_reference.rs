@@ -376,7 +376,13 @@ fn training_step(m: &Model) {
         }
         let gradient = gradient + variables.tensor(i).detach() * spec.l2;
         let flat = values_in_tensorflow_layout(spec, &gradient).unwrap();
-        compared.push(Compared::new(&golden, "grad", &spec.name, &flat, 1e-6 * global));
+        compared.push(Compared::new(
+            &golden,
+            "grad",
+            &spec.name,
+            &flat,
+            [1e-6 * global, 1e-6 * global / (flat.len() as f64).sqrt()],
+        ));
     }
     assert!(compared.len() > 100, "{}", compared.len());
     check("gradients", &compared);
@@ -392,7 +398,9 @@ fn training_step(m: &Model) {
         // A change is a difference of two float32 numbers: its own rounding is the floor.
         let rounding = before[i].iter().map(|&b| (f64::from(b) * 6e-8).powi(2)).sum::<f64>().sqrt();
         if golden.has(&format!("delta/{}/l2", spec.name)) {
-            compared.push(Compared::new(&golden, "delta", &spec.name, &delta, rounding));
+            // Of a single element, a unit in the last place: both runs round.
+            let unit = before[i].iter().fold(0f64, |m, &b| m.max(f64::from(b).abs())) * 1.2e-7;
+            compared.push(Compared::new(&golden, "delta", &spec.name, &delta, [rounding, unit]));
         } else {
             // The goldens leave out what does not change.
             assert!(delta.iter().all(|d| d.abs() < 1e-7), "{} changed", spec.name);
@@ -419,21 +427,21 @@ struct Compared {
 }
 
 impl Compared {
-    fn new(golden: &Golden, kind: &str, name: &str, values: &[f32], floor: f64) -> Self {
-        let relative = |mine: f64, golden: f64, scale: f64| ((mine - golden).abs() - floor).max(0.0) / scale.max(1e-30);
+    /// * `floors`: differences in the norm, and in a sample, that are not counted.
+    fn new(golden: &Golden, kind: &str, name: &str, values: &[f32], floors: [f64; 2]) -> Self {
+        let relative =
+            |mine: f64, golden: f64, floor: f64, scale: f64| ((mine - golden).abs() - floor).max(0.0) / scale.max(1e-30);
         let l2 = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         let expected = golden.scalar(&format!("{kind}/{name}/l2"));
-        let norm = relative(l2, expected, expected);
+        let norm = relative(l2, expected, floors[0], expected);
         let samples = golden.get(&format!("{kind}/{name}/s"));
         let n = values.len();
         let largest = values.iter().fold(0f64, |m, &v| m.max(f64::from(v).abs()));
-        let floor = floor / (n as f64).sqrt();
-        let relative = |mine: f64, golden: f64, scale: f64| ((mine - golden).abs() - floor).max(0.0) / scale.max(1e-30);
         let mut sample: f64 = 0.0;
         for (k, s) in samples.iter().enumerate() {
             // All of a small tensor, sixteen of a large one.
             let at = if samples.len() == n { k } else { n * k / 16 + n / 32 };
-            sample = sample.max(relative(f64::from(values[at.min(n - 1)]), *s, largest));
+            sample = sample.max(relative(f64::from(values[at.min(n - 1)]), *s, floors[1], largest));
         }
         Self { name: name.to_string(), norm, sample }
     }
