@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Exports models, runs every file in its own runtime, and compares what it finds with `odh detect`.
+
+    python3.11 -m venv venv && venv/bin/pip install -r tests/interop/requirements.txt
+    cargo build --release --bin odh --example reference_weights
+    venv/bin/python tests/interop/exports.py ssd_mobilenet_v1_coco faster_rcnn_resnet50_coco --pictures ../shared/reference/images
+
+Weights are looked for in --zoo; where there are none they are made from the variables' names (examples/reference_weights.rs). `--all` takes
+all 13 models. Each detection that odh finds is paired with the file's of the same class and the nearest box and score; a table gives the
+largest differences in score and box (the box as a share of the picture's side), and how many detections score over 0.05 on both sides. Exit
+code 1 if a difference is over the tolerance, or a detection has no partner.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+import numpy as np
+import onnxruntime
+import tensorflow as tf
+
+OUTPUTS = ["detection_boxes", "detection_scores", "detection_classes", "num_detections"]
+ALL = [
+    "ssd_mobilenet_v1_coco", "ssd_mobilenet_v2_coco", "ssd_inception_v2_coco", "faster_rcnn_inception_v2_coco", "faster_rcnn_resnet50_coco",
+    "faster_rcnn_resnet50_lowproposals_coco", "rfcn_resnet101_coco", "faster_rcnn_resnet101_coco", "faster_rcnn_resnet101_lowproposals_coco",
+    "faster_rcnn_inception_resnet_v2_atrous_coco", "faster_rcnn_inception_resnet_v2_atrous_lowproposals_coco", "faster_rcnn_nas",
+    "faster_rcnn_nas_lowproposals_coco",
+]
+# Random pictures of these shapes go through every file, each of a batch as if alone.
+SIZES = [(1, 1, 1, 3), (1, 300, 300, 3), (1, 3000, 4000, 3), (1, 40, 640, 3), (1, 640, 40, 3)]
+BATCH = (3, 200, 300, 3)
+
+
+def frozen_graph(folder):
+    """The file as the tutorial's notebook uses it: imported, fed and fetched by names."""
+    definition = tf.compat.v1.GraphDef()
+    with open(os.path.join(folder, "frozen_inference_graph.pb"), "rb") as file:
+        definition.ParseFromString(file.read())
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.import_graph_def(definition, name="")
+    tensor = lambda name: graph.get_tensor_by_name(name + ":0")
+    assert tensor("image_tensor").dtype == tf.uint8 and tensor("image_tensor").shape.as_list() == [None, None, None, 3]
+    for name, rank in zip(OUTPUTS, [3, 2, 2, 1]):
+        assert tensor(name).dtype == tf.float32 and tensor(name).shape.rank == rank, tensor(name)
+    session = tf.compat.v1.Session(graph=graph)
+    return lambda pictures: session.run([name + ":0" for name in OUTPUTS], {"image_tensor:0": pictures})
+
+
+def saved_model(folder):
+    loaded = tf.saved_model.load(os.path.join(folder, "saved_model"))
+    function = loaded.signatures["serving_default"]
+
+    def run(pictures, loaded=loaded):
+        found = function(inputs=tf.constant(pictures))
+        return [found[name].numpy() for name in OUTPUTS]
+
+    return run
+
+
+def onnx(folder):
+    session = onnxruntime.InferenceSession(os.path.join(folder, "model.onnx"), providers=["CPUExecutionProvider"])
+    return lambda pictures: session.run(OUTPUTS, {"image_tensor": pictures})
+
+
+FORMATS = {"frozen_graph": frozen_graph, "saved_model": saved_model, "onnx": onnx}
+
+
+def decode(path):
+    """The picture as TensorFlow decodes it, [height, width, 3]."""
+    with open(path, "rb") as file:
+        return tf.io.decode_image(file.read(), channels=3, expand_animations=False).numpy()
+
+
+def detections(values, i):
+    """Picture `i` of a batch."""
+    n = int(values[3][i])
+    return {"boxes": values[0][i, :n], "scores": values[1][i, :n], "classes": values[2][i, :n].astype(int)}
+
+
+def compare(expected, found, least):
+    """The largest differences in score and box; infinite if a detection has no partner or the counts differ."""
+    free = set(range(len(found["scores"])))
+    scores, boxes = 0.0, 0.0
+    if len(expected) != int((found["scores"] >= least).sum()):
+        # At the threshold's very edge either side may have one more.
+        edge = sum(abs(d["score"] - least) < 1e-4 for d in expected) + int((np.abs(found["scores"] - least) < 1e-4).sum())
+        if edge == 0:
+            return float("inf"), float("inf")
+    for detection in expected:
+        same = [i for i in free if found["classes"][i] == detection["class_id"]]
+        if not same:
+            return float("inf"), float("inf")
+        differences = lambda i: (float(np.abs(found["boxes"][i] - detection["box"]).max()), abs(float(found["scores"][i]) - detection["score"]))
+        best = min(same, key=lambda i: sum(differences(i)))
+        free.remove(best)
+        box, score = differences(best)
+        boxes, scores = max(boxes, box), max(scores, score)
+    return scores, boxes
+
+
+def any_size(run, fixed, tolerance):
+    """Pictures of all sizes give sound numbers, and those of a batch what each gives alone."""
+    random = np.random.RandomState(0)
+    for shape in SIZES + ([BATCH] if fixed else []):
+        pictures = random.randint(0, 256, shape).astype(np.uint8)
+        together = run(pictures)
+        assert all(np.isfinite(values).all() for values in together), shape
+        for i, picture in enumerate(pictures):
+            alone, one = detections(run(picture[None]), 0), detections(together, i)
+            assert all(np.abs(alone[key] - one[key]).max(initial=0) < tolerance for key in one), shape
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*")
+    parser.add_argument("--all", action="store_true", help="all 13 models")
+    parser.add_argument("--pictures", required=True, help="a folder")
+    parser.add_argument("--zoo", help="a folder of pretrained models")
+    parser.add_argument("--formats", default=",".join(FORMATS))
+    parser.add_argument("--bin", default=os.path.join(os.path.dirname(__file__), "../../target/release"), help="where odh and examples/ are")
+    parser.add_argument("--min_score", type=float, default=0.05)
+    parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--sizes", action="store_true", help="also pictures from 1x1 to 4000x3000, and batches where the model takes them")
+    args = parser.parse_args()
+    models = ALL if args.all else args.models
+    if not models:
+        parser.error("name models, or --all")
+    odh = lambda *words, **how: subprocess.run([os.path.abspath(os.path.join(args.bin, words[0])), *words[1:]], check=True, stdout=subprocess.DEVNULL, **how)
+    formats = args.formats.split(",")
+    print(f"TensorFlow {tf.__version__}, onnxruntime {onnxruntime.__version__}")
+    print(f"{'model':56} {'format':13} {'pictures':>8} {'found':>6} {'score':>9} {'box':>9} {'seconds':>8} {'MB':>7}", flush=True)
+    worst = 0.0
+    for model in models:
+        with tempfile.TemporaryDirectory() as work:
+            zoo = os.path.abspath(args.zoo) if args.zoo else os.path.join(work, "model_zoo")
+            if not args.zoo:
+                odh("examples/reference_weights", model, zoo)
+            odh("odh", "export", "-m", model, "--model_zoo_dir", zoo, "--output_dir", "exported", "--format", args.formats, cwd=work)
+            odh("odh", "detect", "-m", model, "--model_zoo_dir", zoo, "--output_dir", "found", "--min_score", str(args.min_score),
+                os.path.abspath(args.pictures), cwd=work, stderr=subprocess.DEVNULL)
+            with open(os.path.join(work, "found/detections.json"), encoding="utf-8") as file:
+                expected = json.load(file)
+            with open(os.path.join(work, "exported/pipeline.config"), encoding="utf-8") as file:
+                fixed = "fixed_shape_resizer" in file.read()
+            for name in formats:
+                folder = os.path.join(work, "exported")
+                path = {"frozen_graph": "frozen_inference_graph.pb", "saved_model": "saved_model/saved_model.pb", "onnx": "model.onnx"}[name]
+                size = os.path.getsize(os.path.join(folder, path)) / 1e6
+                run = FORMATS[name](folder)
+                score, box, found, times = 0.0, 0.0, 0, []
+                for picture, entry in expected.items():
+                    pixels = decode(os.path.join(args.pictures, picture))[None]
+                    start = time.perf_counter()
+                    values = run(pixels)
+                    times.append(time.perf_counter() - start)
+                    differences = compare(entry["detections"], detections(values, 0), args.min_score)
+                    score, box = max(score, differences[0]), max(box, differences[1])
+                    found += len(entry["detections"])
+                if args.sizes:
+                    any_size(run, fixed, args.tolerance)
+                worst = max(worst, score, box)
+                print(f"{model:56} {name:13} {len(expected):8} {found:6} {score:9.2e} {box:9.2e} {statistics.median(times):8.3f} {size:7.1f}", flush=True)
+                del run
+    print(f"largest difference {worst:.2e}, tolerance {args.tolerance}")
+    if worst > args.tolerance:
+        sys.exit(1)
+
+
+main()
