@@ -31,14 +31,12 @@ fn an_augmentation_is_accepted_exactly_if_it_can_be_run() {
 }
 
 #[test]
-fn a_model_that_counts_as_built_is_built() {
+fn every_model_of_the_zoo_is_built_from_its_config() {
     let nowhere = tempfile::tempdir().unwrap();
-    let mut built = 0;
-    for model in zoo::MODELS.iter().filter(|model| model.is_built()) {
+    for model in zoo::MODELS {
         let (config, source) = model.config(nowhere.path()).unwrap();
         let network = odh::models::from_config(&config).unwrap_or_else(|e| panic!("{source}: {e:#}"));
         assert_eq!(network.num_classes(), 90, "{source}");
-        built += 1;
+        pipeline::check_supported(&config).unwrap_or_else(|e| panic!("{source}: {e:#}"));
     }
-    assert!(built >= 2, "{built}");
 }

@@ -78,8 +78,6 @@ struct Line {
     speed_ms: u16,
     /// Sides of the network's input, in pixels.
     input: &'static str,
-    /// Whether this program runs it.
-    built: bool,
     weights: Weights,
 }
 
@@ -127,7 +125,6 @@ impl Line {
             coco_map: model.coco_map,
             speed_ms: model.speed_ms,
             input: model.input,
-            built: model.is_built(),
             weights: Weights::new(model.folder, options),
         }
     }
@@ -140,9 +137,8 @@ fn list(options: &WeightsOptions) {
     for line in &lines {
         let number = line.number.map_or_else(String::new, |n| n.to_string());
         let map = line.coco_map.map_or_else(|| "-".to_string(), |map| map.to_string());
-        let note = if line.built { "" } else { " (not built yet)" };
         outln!(
-            "{number:>2}  {:width$}  {:>5}  {map:>8}  {:>7}  {:>11}  {}{note}",
+            "{number:>2}  {:width$}  {:>5}  {map:>8}  {:>7}  {:>11}  {}",
             line.name,
             line.size.unwrap_or("-"),
             line.speed_ms,
@@ -176,9 +172,8 @@ struct All {
     learning_rate: f64,
     num_steps: u32,
     augmentations: Vec<String>,
-    /// Of the network with the config's number of classes; absent where it is not built.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    network: Option<Network>,
+    /// Of the network with the config's number of classes.
+    network: Network,
 }
 
 /// A network's variables.
@@ -216,11 +211,7 @@ impl All {
         use pb::detection_model::Model as M;
         let (config, source) = model.config(Path::new("."))?;
         let line = Line::new(model, options);
-        let network = if line.built {
-            Some(Network::new(models::from_config(&config).context("building the network")?.as_ref()))
-        } else {
-            None
-        };
+        let network = Network::new(models::from_config(&config).context("building the network")?.as_ref());
         let (meta_architecture, feature_extractor, num_classes) = match config.model.as_ref().and_then(|m| m.model.as_ref()) {
             Some(M::Ssd(ssd)) => ("SSD", ssd.feature_extractor.as_ref().map(|f| f.r#type().to_string()), ssd.num_classes()),
             Some(M::FasterRcnn(rcnn)) => {
@@ -261,17 +252,13 @@ impl All {
         rows.extend(
             self.training_time.map(|time| ("1000 steps", format!("{time} with evaluation and export (one P100, the old tool)"))),
         );
-        match &self.network {
-            Some(n) => {
-                rows.push(("pictures", n.pictures.clone()));
-                rows.push((
-                    "variables",
-                    format!("{} ({} trainable) for {} classes", n.variables, n.trainable_variables, self.num_classes),
-                ));
-                rows.push(("parameters", format!("{} ({} trainable)", grouped(n.parameters), grouped(n.trainable_parameters))));
-            }
-            None => rows.push(("variables", "not built yet".to_string())),
-        }
+        let n = &self.network;
+        rows.push(("pictures", n.pictures.clone()));
+        rows.push((
+            "variables",
+            format!("{} ({} trainable) for {} classes", n.variables, n.trainable_variables, self.num_classes),
+        ));
+        rows.push(("parameters", format!("{} ({} trainable)", grouped(n.parameters), grouped(n.trainable_parameters))));
         rows.push(("config", self.config.clone()));
         rows.push((
             "training",

@@ -198,9 +198,6 @@ fn which_model(args: &Args) -> Result<(String, Option<&'static ZooModel>)> {
         (None, None) => Some(zoo::choose_model()?),
     };
     let model = chosen.context("no model was chosen")?;
-    if args.pipeline_config.is_none() && !model.is_built() {
-        bail!("{}: this model is not built yet; `odh train` runs the SSD MobileNet V1 models", model.folder);
-    }
     Ok((model.folder.to_string(), Some(model)))
 }
 

@@ -117,11 +117,6 @@ impl ZooModel {
     pub fn built_in_config(&self) -> &'static str {
         self.embedded
     }
-
-    /// Whether this program can run the model: whether its built-in config is supported.
-    pub fn is_built(&self) -> bool {
-        pipeline::parse(self.embedded, self.folder).is_ok_and(|config| pipeline::check_supported(&config).is_ok())
-    }
 }
 
 /// The model that is meant by what was typed: a name of the table, a zoo folder, a number of the menu, or the start of one
@@ -169,28 +164,17 @@ pub fn choose_model() -> Result<&'static ZooModel> {
     if prompt::possible() {
         logging::say(&menu());
     }
-    prompt::ask("Select Model Number : ", "--model NAME", choose)
+    prompt::ask("Select Model Number : ", "--model NAME", resolve)
 }
 
 fn menu() -> String {
     let mut text = String::from("\nSelect Model\n\n");
     for model in MODELS {
         if let Some(number) = model.number {
-            let note = if model.is_built() { "" } else { "(not built yet)" };
-            let line = format!("{number}. {} {note}", model.table_name);
-            text.push_str(line.trim_end());
-            text.push('\n');
+            text.push_str(&format!("{number}. {}\n", model.table_name));
         }
     }
     text
-}
-
-fn choose(answer: &str) -> Result<&'static ZooModel> {
-    let model = resolve(answer)?;
-    if !model.is_built() {
-        return Err(exit::usage(format!("{} is not built yet; choose another", model.table_name)));
-    }
-    Ok(model)
 }
 
 #[cfg(test)]
@@ -378,22 +362,22 @@ mod tests {
     }
 
     #[test]
-    fn the_menu_asks_until_a_built_model_is_chosen() {
+    fn the_menu_asks_until_a_model_is_chosen() {
         let mut shown = Vec::new();
         let input = &b"\n14\n13\n1\n"[..];
-        let model = prompt::ask_on(&mut &*input, &mut shown, "Select Model Number : ", "--model NAME", choose).unwrap();
-        assert_eq!(model.table_name, "ssd_mobilenet_v1_coco");
+        let model = prompt::ask_on(&mut &*input, &mut shown, "Select Model Number : ", "--model NAME", resolve).unwrap();
+        assert_eq!(model.table_name, "faster_rcnn_nas_lowproposals_coco");
         let shown = String::from_utf8(shown).unwrap();
-        assert!(shown.contains("1 to 13") && shown.contains("is not built yet; choose another"), "{shown}");
-        assert_eq!(shown.matches("Select Model Number : ").count(), 4);
+        assert!(shown.contains("1 to 13"), "{shown}");
+        assert_eq!(shown.matches("Select Model Number : ").count(), 3);
     }
 
     #[test]
-    fn the_menu_has_13_lines_and_says_what_is_not_built() {
+    fn the_menu_has_13_lines() {
         let menu = menu();
         assert_eq!(menu.lines().filter(|l| l.starts_with(|c: char| c.is_ascii_digit())).count(), 13);
         assert!(menu.contains("\n1. ssd_mobilenet_v1_coco\n"), "{menu}");
-        assert!(menu.contains("\n13. faster_rcnn_nas_lowproposals_coco (not built yet)\n"), "{menu}");
+        assert!(menu.contains("\n13. faster_rcnn_nas_lowproposals_coco\n"), "{menu}");
     }
 
     #[test]
