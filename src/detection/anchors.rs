@@ -188,6 +188,66 @@ mod tests {
         }
     }
 
+    /// Within rounding of one another.
+    #[track_caller]
+    fn near(mine: &[BBox], expected: &[BBox]) {
+        assert_eq!(mine.len(), expected.len());
+        for (a, b) in mine.iter().zip(expected) {
+            assert!(a.iter().zip(b).all(|(x, y)| (x - y).abs() < 1e-6), "{mine:?} are not {expected:?}");
+        }
+    }
+
+    #[test]
+    fn scales_ratios_and_base_sizes_are_the_configs() {
+        let options = SsdAnchorOptions {
+            num_layers: 2,
+            scales: vec![0.2, 0.8],
+            aspect_ratios: vec![1.0, 4.0],
+            interpolated_scale_aspect_ratio: 2.0,
+            reduce_boxes_in_lowest_layer: false,
+            base_anchor_width: 2.0,
+            ..zoo()
+        };
+        let anchors = SsdAnchors::new(&options, [100, 100]);
+        assert_eq!(anchors.per_cell(), [3, 3]);
+        // By hand, around the middle of one cell: 0.2 and 0.4; 0.1 and 0.8; the scale between is the root of 0.2 * 0.8, 0.4, whose ratio of
+        // 2 gives 0.4 / sqrt(2) and 0.8 * sqrt(2). After the last scale comes 1: sqrt(0.8).
+        let box_of = |h: f32, w: f32| [0.5 - h / 2.0, 0.5 - w / 2.0, 0.5 + h / 2.0, 0.5 + w / 2.0];
+        let (root, last) = (2f32.sqrt(), 0.8f32.sqrt());
+        near(
+            &anchors.generate(&[[1, 1], [1, 1]], [100, 100]),
+            &[
+                box_of(0.2, 0.4),
+                box_of(0.1, 0.8),
+                box_of(0.4 / root, 0.8 * root),
+                box_of(0.8, 1.6),
+                box_of(0.4, 3.2),
+                box_of(last / root, 2.0 * last * root),
+            ],
+        );
+        let none = SsdAnchorOptions { interpolated_scale_aspect_ratio: 0.0, ..options };
+        assert_eq!(SsdAnchors::new(&none, [100, 100]).per_cell(), [2, 2]);
+    }
+
+    #[test]
+    fn strides_and_offsets_in_pixels_place_the_cells() {
+        let options = SsdAnchorOptions {
+            num_layers: 1,
+            scales: vec![0.1],
+            aspect_ratios: vec![1.0],
+            interpolated_scale_aspect_ratio: 0.0,
+            reduce_boxes_in_lowest_layer: false,
+            height_stride: vec![20],
+            width_stride: vec![50],
+            height_offset: vec![10],
+            width_offset: vec![25],
+            ..zoo()
+        };
+        let mine = SsdAnchors::new(&options, [100, 100]).generate(&[[2, 2]], [100, 100]);
+        let at = |y: f32, x: f32| [y - 0.05, x - 0.05, y + 0.05, x + 0.05];
+        near(&mine, &[at(0.1, 0.25), at(0.1, 0.75), at(0.3, 0.25), at(0.3, 0.75)]);
+    }
+
     #[test]
     fn grid_anchors_stand_on_the_cells_ratio_by_ratio_and_then_by_scale() {
         let anchors = GridAnchors {
