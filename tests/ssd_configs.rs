@@ -199,7 +199,7 @@ fn a_focal_loss_trains_without_a_miner_from_a_bias_of_rare_objects() {
     let predictions = infer(&model, &variables, &picture(&model, 1));
     let record = model.loss(&predictions, &[one_box()]).unwrap();
     assert!(record.mined.is_empty());
-    let [matched] = [record.targets[0].num_matched()];
+    let matched = record.targets[0].num_matched();
     assert!(matched > 0);
     // By hand, column by column: the matched anchors' own column against the rest, divided by the matches.
     let logits: Vec<f32> = predictions.class_predictions_with_background.view([-1]).try_into().unwrap();
