@@ -245,8 +245,9 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "checkpoint",
+    "export.json",
     "frozen_inference_graph.pb",
     "label_map.pbtxt",
     "labels.txt",
@@ -274,6 +275,16 @@ fn an_export_has_its_files_and_a_later_one_replaces_it() {
     assert_eq!(fs::read_to_string(output.join("labels.txt")).unwrap(), "cat\n???\n개\n");
     assert_eq!(LabelMap::load(&output.join("label_map.pbtxt")).unwrap(), label_map);
     assert_eq!(odh::config::pipeline::load(&output.join("pipeline.config")).unwrap(), config);
+
+    let manifest: serde_json::Value = serde_json::from_slice(&fs::read(output.join("export.json")).unwrap()).unwrap();
+    assert_eq!((manifest["model"].as_str(), manifest["step"].as_i64()), (Some("모델 1"), Some(42)));
+    assert_eq!(manifest["classes"], serde_json::json!([{ "id": 1, "name": "cat" }, { "id": 3, "name": "개" }]));
+    let files = manifest["files"].as_array().unwrap();
+    // All but itself; the SavedModel is the one file of its folder.
+    assert_eq!(files.len(), FILES.len() - 1);
+    let graph = files.iter().find(|f| f["path"] == FROZEN_GRAPH).unwrap();
+    assert_eq!(graph["bytes"].as_u64(), Some(exported.models[0].1));
+    assert_eq!(graph["sha256"].as_str().unwrap().len(), 64);
 
     let state = checkpoint_state::read(&output).unwrap().unwrap();
     assert_eq!(state.latest, output.join(CHECKPOINT));

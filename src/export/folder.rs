@@ -1,23 +1,19 @@
-//! The export folder: a model in other programs' formats with the checkpoint, config and label map that it was made from, put in place
-//! whole or not at all.
+//! The export folder: a model in other programs' formats with the checkpoint, config and label map that it was made from.
 
-use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
 use prost::bytes::Bytes;
-use tempfile::TempDir;
 
 use super::detector::Detector;
+use super::manifest::Facts;
 use super::saved_model::saved_model;
+use super::target::Target;
 use super::{graph_def, onnx};
 use crate::config::label_map::LabelMap;
 use crate::config::pipeline;
-use crate::data::resize::Resizer;
 use crate::formats::atomic_file;
 use crate::formats::checkpoint_state::{self, CheckpointState};
 use crate::formats::tensor_bundle::{BundleReader, BundleWriter};
@@ -34,6 +30,8 @@ pub const CHECKPOINT: &str = "model.ckpt";
 pub const PIPELINE_CONFIG: &str = "pipeline.config";
 /// The label map.
 pub const LABEL_MAP: &str = "label_map.pbtxt";
+/// What is in the folder, and what the models take and give.
+pub const EXPORT_JSON: &str = "export.json";
 /// A line for each class id from 1 on.
 pub const LABELS: &str = "labels.txt";
 /// What `labels.txt` has for an id that no class has.
@@ -109,8 +107,9 @@ pub fn run(input: &ExportInput) -> Result<Exported> {
     let reader = BundleReader::open(input.checkpoint)?;
     fits(&reader, model.variables()).with_context(|| format!("cannot export `{}`", input.checkpoint.display()))?;
     let target = Target::new(input.output_dir)?;
-    let folder = target.temporary.path();
+    let folder = target.folder();
 
+    let facts = Facts::new(&detector, input.label_map);
     let mut models = Vec::new();
     let mut written = |name: &str, bytes: u64| models.push((input.output_dir.join(name), bytes));
     let read = |name: &str| Ok(reader.read_f32(name)?.1);
@@ -129,7 +128,7 @@ pub fn run(input: &ExportInput) -> Result<Exported> {
         }
     }
     if input.writes(Format::Onnx) {
-        let model = detector.onnx(&read, &metadata(input, &detector)?)?;
+        let model = detector.onnx(&read, &facts.metadata()?)?;
         onnx::check::check(&model).context("the ONNX model is not sound; this is a bug in odh")?;
         written(ONNX, write_message(&folder.join(ONNX), &model)?);
     }
@@ -139,6 +138,9 @@ pub fn run(input: &ExportInput) -> Result<Exported> {
     atomic_file::write(&folder.join(PIPELINE_CONFIG), pipeline::to_text(input.config).as_bytes())?;
     atomic_file::write(&folder.join(LABEL_MAP), input.label_map.to_text()?.as_bytes())?;
     atomic_file::write(&folder.join(LABELS), labels(input.label_map).as_bytes())?;
+    let name = input.output_dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let manifest = facts.manifest(&name, step, folder)?;
+    atomic_file::write(&folder.join(EXPORT_JSON), manifest.as_bytes())?;
     if interrupt::requested() {
         return Err(exit::interrupted(format!(
             "stopped before the export took its place; `{}` is as it was",
@@ -170,24 +172,6 @@ fn fits(reader: &BundleReader, variables: &[Variable]) -> Result<()> {
     let shown = wrong.iter().take(3).map(String::as_str).collect::<Vec<_>>().join("; ");
     let more = if wrong.len() > 3 { format!("; and {} more", wrong.len() - 3) } else { String::new() };
     bail!("the checkpoint is not of this model and number of classes: {shown}{more}")
-}
-
-/// What a reader may ask the ONNX file for.
-fn metadata(input: &ExportInput, detector: &Detector) -> Result<Vec<(&'static str, String)>> {
-    let classes: BTreeMap<u32, String> = (1..=input.label_map.num_classes())
-        .filter(|&id| input.label_map.name_of(id).is_some())
-        .map(|id| (id, input.label_map.label(id)))
-        .collect();
-    let size = match detector.model().resizer() {
-        Resizer::FixedShape { height, width } => serde_json::json!({ "height": height, "width": width }),
-        Resizer::KeepAspectRatio { min, max } => serde_json::json!({ "min_dimension": min, "max_dimension": max }),
-    };
-    Ok(vec![
-        ("odh_version", env!("CARGO_PKG_VERSION").to_string()),
-        ("classes", serde_json::to_string(&classes)?),
-        ("resized_to", size.to_string()),
-        ("max_detections", detector.max_detections().to_string()),
-    ])
 }
 
 /// Writes a file, then reads it back and compares.
@@ -228,106 +212,4 @@ fn labels(map: &LabelMap) -> String {
         None => NO_LABEL.to_string(),
     };
     (1..=map.num_classes()).map(|id| line(id) + "\n").collect()
-}
-
-/// Where the export goes, and where it is made.
-struct Target {
-    /// The export folder, with an absolute parent.
-    path: PathBuf,
-    /// Beside it; deleted if it does not get there.
-    temporary: TempDir,
-}
-
-impl Target {
-    fn new(output_dir: &Path) -> Result<Self> {
-        let shown = output_dir.display();
-        let path = std::path::absolute(output_dir).with_context(|| format!("`{shown}` is no folder's name"))?;
-        // A link to a folder stays a link: the folder behind it is replaced.
-        let path = if path.is_dir() { path.canonicalize().with_context(|| format!("cannot reach `{shown}`"))? } else { path };
-        if path.exists() {
-            ensure!(path.is_dir(), "`{shown}` is a file; name a folder with --output_dir");
-            let empty = fs::read_dir(&path).with_context(|| format!("cannot read `{shown}`"))?.next().is_none();
-            ensure!(
-                empty || Format::ALL.iter().any(|(_, _, name)| path.join(name).exists()),
-                "`{shown}` is there already and is not an export (it has no {FROZEN_GRAPH}, {SAVED_MODEL} or {ONNX}); name another folder with \
-                 --output_dir"
-            );
-        }
-        let parent = path.parent().with_context(|| format!("`{shown}` cannot be replaced"))?;
-        fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
-        let temporary = tempfile::Builder::new()
-            .prefix(&hidden(&path, "export"))
-            // As any new folder: the umask takes away what it must.
-            .permissions(Permissions::from_mode(0o777))
-            .tempdir_in(parent)
-            .with_context(|| format!("cannot create a folder in `{}`", parent.display()))?;
-        Ok(Self { path, temporary })
-    }
-
-    /// The new folder takes the old one's place; files that an export does not have move over from there.
-    fn put_in_place(self) -> Result<()> {
-        let failed = || format!("cannot put the export in place at `{}`", self.path.display());
-        let Some(parent) = self.path.parent() else { bail!("`{}` cannot be replaced", self.path.display()) };
-        let new = self.temporary.path();
-        sync(new).with_context(failed)?;
-        let old = if self.path.exists() {
-            let aside = tempfile::Builder::new().prefix(&hidden(&self.path, "old")).tempdir_in(parent).with_context(failed)?;
-            let old = aside.path().join("export");
-            fs::rename(&self.path, &old).with_context(failed)?;
-            Some((aside, old))
-        } else {
-            None
-        };
-        if let Err(error) = fs::rename(new, &self.path) {
-            if let Some((aside, old)) = old {
-                let back = fs::rename(&old, &self.path);
-                if back.is_err() {
-                    // Better an odd folder left over than the only good export deleted.
-                    let kept = aside.keep();
-                    return Err(error).with_context(|| format!("{}; the earlier one is in `{}`", failed(), kept.display()));
-                }
-            }
-            return Err(error).with_context(failed);
-        }
-        sync(parent).with_context(failed)?;
-        if let Some((aside, old)) = old
-            && let Err(error) = self.carry_over(&old)
-        {
-            let kept = aside.keep();
-            return Err(error).with_context(|| format!("the export is in place, and the earlier one in `{}`", kept.display()));
-        }
-        Ok(())
-    }
-
-    /// Moves what a user put beside an earlier export; what other exports wrote would not belong to this graph any more.
-    fn carry_over(&self, old: &Path) -> Result<()> {
-        for entry in fs::read_dir(old).with_context(|| format!("cannot read `{}`", old.display()))? {
-            let name = entry.with_context(|| format!("cannot read `{}`", old.display()))?.file_name();
-            let to = self.path.join(&name);
-            if !is_exports(&name) && !to.exists() {
-                fs::rename(old.join(&name), &to).with_context(|| format!("cannot keep `{}`", to.display()))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether an export, odh's or upstream's, writes a file or folder of this name.
-fn is_exports(name: &OsStr) -> bool {
-    const NAMES: &[&str] =
-        &[FROZEN_GRAPH, PIPELINE_CONFIG, LABEL_MAP, LABELS, checkpoint_state::FILE_NAME, SAVED_MODEL, ONNX, "export.json"];
-    let name = name.to_string_lossy();
-    NAMES.contains(&name.as_ref()) || name.starts_with("model.ckpt") || name.starts_with("model.torchscript")
-}
-
-/// `.NAME.what-`, the start of a hidden name beside `path`.
-fn hidden(path: &Path, what: &str) -> OsString {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{what}-"));
-    name
-}
-
-fn sync(folder: &Path) -> std::io::Result<()> {
-    File::open(folder)?.sync_all()
 }

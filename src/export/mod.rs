@@ -4,6 +4,8 @@ pub mod detector;
 pub mod folder;
 pub mod graph_def;
 pub mod layers;
+mod manifest;
 pub mod onnx;
 pub mod saved_model;
 pub mod ssd;
+mod target;
