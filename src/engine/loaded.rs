@@ -32,7 +32,7 @@ pub struct LoadedModel {
 pub fn load(config: &pb::TrainEvalPipelineConfig, prefix: &Path, device: Device) -> Result<LoadedModel> {
     pipeline::check_supported(config).with_context(|| format!("the pipeline config of {}", prefix.display()))?;
     let model = models::from_config(config)?;
-    let mut variables = Variables::new(model.variables(), 0, device)?;
+    let mut variables = Variables::zeros(model.variables(), device)?;
     let step = checkpoint::load(prefix, &mut variables)?;
     Ok(LoadedModel { model, variables, step })
 }

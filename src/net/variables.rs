@@ -24,13 +24,18 @@ impl Variables {
     ///
     /// The value depends on `seed` and the variable's name alone, so that adding a layer does not change the others.
     pub fn new(specs: &[Variable], seed: u64, device: Device) -> Result<Self> {
-        let mut variables =
-            Self { specs: specs.to_vec(), tensors: Vec::new(), index: HashMap::with_capacity(specs.len()), device };
-        for (i, spec) in specs.iter().enumerate() {
-            variables.index.insert(spec.name.clone(), i);
-            let values = initial_value(spec, seed);
-            variables.tensors.push(to_libtorch(spec, &values, device)?);
-        }
+        Self::filled(specs, device, |spec| initial_value(spec, seed))
+    }
+
+    /// Every variable 0, to be filled from a checkpoint.
+    pub fn zeros(specs: &[Variable], device: Device) -> Result<Self> {
+        Self::filled(specs, device, |spec| vec![0.0; spec.shape.iter().product::<i64>() as usize])
+    }
+
+    fn filled(specs: &[Variable], device: Device, values: impl Fn(&Variable) -> Vec<f32>) -> Result<Self> {
+        let tensors = specs.iter().map(|spec| to_libtorch(spec, &values(spec), device)).collect::<Result<_>>()?;
+        let index = specs.iter().enumerate().map(|(i, spec)| (spec.name.clone(), i)).collect();
+        let mut variables = Self { specs: specs.to_vec(), tensors, index, device };
         variables.track_gradients()?;
         Ok(variables)
     }
