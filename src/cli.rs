@@ -81,7 +81,7 @@ pub fn main(typed: Vec<OsString>) -> ExitCode {
     };
     // Long work on libtorch, beside threads that load pictures.
     let restarted = match cli.command {
-        Commands::Train(_) | Commands::Eval(_) | Commands::Detect(_) => shim::restart_with_short_waits(),
+        Commands::Train(_) | Commands::Eval(_) | Commands::Detect(_) => shim::restart_tuned(),
         _ => Ok(()),
     };
     logging::init(Path::new("."), cli.log_level);

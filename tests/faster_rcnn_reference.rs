@@ -33,11 +33,29 @@ struct Model {
     raw: f64,
     /// Whether its training golden was made with small pictures, and which.
     small: Option<Small>,
+    step: StepTolerances,
 }
+
+/// How far a training step may be off.
+#[derive(Clone, Copy)]
+struct StepTolerances {
+    /// Norms of gradients and changes, relative.
+    norm: f64,
+    /// Their samples, of the tensor's largest magnitude.
+    sample: f64,
+    /// Losses after the step, relative.
+    after: f64,
+}
+
+const STEP: StepTolerances = StepTolerances { norm: 1e-3, sample: 1e-3, after: 1e-3 };
+
+/// Its 180 batch norms amplify roundings on the way back, as they do not on the way there (moving averages keep to 1e-3). TensorFlow's own runs
+/// of this step with its oneDNN kernels and without, the samplers' seed the same, differ by up to 2.4e-2 in a gradient's norm and 1.1e-1 in
+/// a sample (nine of ten within 1.1e-2 and 4e-2), and by 7e-4 in the loss before the step.
+const NAS_STEP: StepTolerances = StepTolerances { norm: 1e-2, sample: 6e-2, after: 3e-3 };
 
 /// A resizer in place of the config's.
 #[derive(Clone, Copy)]
-#[allow(dead_code)]
 enum Small {
     /// Short side 300, long one 512 at most.
     KeepAspect,
@@ -49,11 +67,12 @@ const BOTH: &[&str] = &["image1", "raccoon1"];
 
 #[rustfmt::skip]
 const MODELS: &[Model] = &[
-    Model { name: "faster_rcnn_inception_v2_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None },
-    Model { name: "faster_rcnn_resnet50_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None },
-    Model { name: "faster_rcnn_resnet101_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None },
-    Model { name: "rfcn_resnet101_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None },
-    Model { name: "faster_rcnn_inception_resnet_v2_atrous_coco_2018_01_28", pictures: BOTH, raw: 1e-4, small: Some(Small::KeepAspect) },
+    Model { name: "faster_rcnn_inception_v2_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None, step: STEP },
+    Model { name: "faster_rcnn_resnet50_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None, step: STEP },
+    Model { name: "faster_rcnn_resnet101_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None, step: STEP },
+    Model { name: "rfcn_resnet101_coco_2018_01_28", pictures: BOTH, raw: 2e-5, small: None, step: STEP },
+    Model { name: "faster_rcnn_inception_resnet_v2_atrous_coco_2018_01_28", pictures: BOTH, raw: 1e-4, small: Some(Small::KeepAspect), step: STEP },
+    Model { name: "faster_rcnn_nas_coco_2018_01_28", pictures: &["image1"], raw: 1e-4, small: Some(Small::Fixed), step: NAS_STEP },
 ];
 
 /// The tests of a model, those of a large one behind `#[ignore]`.
@@ -81,6 +100,7 @@ models! {
     resnet101 #[ignore = "large"] "faster_rcnn_resnet101_coco_2018_01_28";
     rfcn #[ignore = "large"] "rfcn_resnet101_coco_2018_01_28";
     inception_resnet_v2 #[ignore = "large"] "faster_rcnn_inception_resnet_v2_atrous_coco_2018_01_28";
+    nas #[ignore = "large"] "faster_rcnn_nas_coco_2018_01_28";
 }
 
 fn model(name: &str) -> &'static Model {
@@ -236,15 +256,15 @@ fn inference(m: &Model) {
         let regions = golden_regions(&golden, picture_px);
         let graph = with_output(&classifier.graph, "features", classifier.features);
         let second = Inference::new(&graph, &variables).unwrap();
-        let mut features = None;
+        let mut features = Vec::new();
         let classified = classifier
-            .classify(&first.map, &regions, |input| {
+            .classify_in_parts(&first.map, &regions, |input| {
                 let outputs = second.run(input)?;
-                features = Some(outputs["features"].shallow_clone());
+                features.push(outputs["features"].shallow_clone());
                 Ok(outputs)
             })
             .unwrap();
-        close("pred/box_classifier_features", &nhwc(&features.unwrap()), m.raw);
+        close("pred/box_classifier_features", &nhwc(&Tensor::cat(&features, 0)), m.raw);
         close("pred/refined_box_encodings", &values(&classified.refined_box_encodings), m.raw);
         close("pred/class_predictions_with_background", &values(&classified.class_predictions), m.raw);
         let found = &classifier.postprocess(&classified, &regions).unwrap()[0];
@@ -385,7 +405,7 @@ fn training_step(m: &Model) {
         ));
     }
     assert!(compared.len() > 100, "{}", compared.len());
-    check("gradients", &compared);
+    check("gradients", &compared, &m.step);
 
     // One step of the config's optimizer, and the moving averages' own.
     let before: Vec<Vec<f32>> = (0..variables.specs().len()).map(|i| variables.to_tensorflow(i).unwrap()).collect();
@@ -407,13 +427,15 @@ fn training_step(m: &Model) {
         }
     }
     assert!(compared.len() > 100, "{}", compared.len());
-    check("changes", &compared);
+    let (moved, changed): (Vec<_>, Vec<_>) = compared.into_iter().partition(|c| c.name.contains("/moving_"));
+    check("moving averages", &moved, &STEP);
+    check("changes", &changed, &m.step);
 
     // The same picture again with the changed variables and, this time, the model's own proposals throughout.
     let losses = model.losses(&variables, &images, &[truth], &mut StepContext { step: 1, shuffle: Shuffle::Identity }).unwrap();
     for (name, term) in &losses.terms {
         let expected = golden.scalar(&format!("after1step/loss/{name}"));
-        relatively_close(&format!("{name} after a step"), term.double_value(&[]), expected, 1e-3);
+        relatively_close(&format!("{name} after a step"), term.double_value(&[]), expected, m.step.after);
     }
 }
 
@@ -447,11 +469,11 @@ impl Compared {
     }
 }
 
-/// That every norm is within 1e-3, and every sample within 1e-3 of its tensor's largest magnitude.
-fn check(what: &str, compared: &[Compared]) {
+/// That every norm and every sample is within its tolerance.
+fn check(what: &str, compared: &[Compared], tolerances: &StepTolerances) {
     let mut worst: Vec<&Compared> = compared.iter().collect();
     worst.sort_by(|a, b| b.norm.max(b.sample).total_cmp(&a.norm.max(a.sample)));
     let listed: Vec<String> = worst.iter().take(5).map(|c| format!("{}: {:.1e} {:.1e}", c.name, c.norm, c.sample)).collect();
     eprintln!("{what}: {} compared; largest: {}", compared.len(), listed.join(", "));
-    assert!(compared.iter().all(|c| c.norm <= 1e-3 && c.sample <= 1e-3), "{what}: {listed:?}");
+    assert!(compared.iter().all(|c| c.norm <= tolerances.norm && c.sample <= tolerances.sample), "{what}: {listed:?}");
 }

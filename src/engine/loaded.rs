@@ -14,6 +14,7 @@ use crate::data::image::RgbImage;
 use crate::data::resize::{Resizer, resize_bilinear};
 use crate::detection::boxes::Detections;
 use crate::models::{self, DetectionModel, Frozen};
+use crate::net::shim;
 use crate::net::variables::Variables;
 use crate::proto::object_detection::protos as pb;
 
@@ -30,6 +31,7 @@ pub struct LoadedModel {
 /// # Errors
 /// If the config asks for what is not supported, or the checkpoint does not fit it.
 pub fn load(config: &pb::TrainEvalPipelineConfig, prefix: &Path, device: Device) -> Result<LoadedModel> {
+    shim::tune_process()?;
     pipeline::check_supported(config).with_context(|| format!("the pipeline config of {}", prefix.display()))?;
     let model = models::from_config(config)?;
     let mut variables = Variables::zeros(model.variables(), device)?;

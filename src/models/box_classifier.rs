@@ -219,7 +219,7 @@ impl BoxClassifier {
         &self,
         map: &Tensor,
         regions: &Regioned,
-        run: impl Fn(&Tensor) -> Result<Outputs>,
+        mut run: impl FnMut(&Tensor) -> Result<Outputs>,
     ) -> Result<Classified> {
         let Regions::Crops { side } = self.regions else { return self.classify(map, regions, run) };
         let budget = if map.device() == Device::Cpu { CROPS_CPU } else { CROPS_GPU };

@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 pub use super::inference::Inference;
 
 use super::graph::{Activation, BatchNorm, Graph, MovingVariance, Op, VariableId};
-use super::operations::{act, activate_in_place, apply, convolve, scale_and_shift};
+use super::operations::{Convolution, act, activate_in_place, apply, scale_and_shift};
 use super::plan::Plan;
 use super::shim;
 use super::variables::Variables;
@@ -111,7 +111,8 @@ impl<'a> Pass<'a> {
                     }
                     None => layer.biases.map(|biases| var(biases).shallow_clone()),
                 };
-                activate_in_place(convolve(x[0], &folded, bias.as_ref(), window, depthwise)?, layer.activation)?
+                let bias = bias.as_ref();
+                Convolution { weights: &folded, bias, window, depthwise, activation: layer.activation }.run(x[0])?
             }
             Op::BatchNorm(norm) => {
                 let (y, update) = batch_norm(x[0], norm, layer.activation, &var, &self.ids)?;

@@ -7,7 +7,7 @@ use tch::Tensor;
 
 use super::exec::{Outputs, gather, resolve, take_outputs};
 use super::graph::{Activation, Graph, NodeId, Op, VariableId, Window};
-use super::operations::{act, activate_in_place, apply, convolve, scale_and_shift};
+use super::operations::{Convolution, act, activate_in_place, apply, scale_and_shift};
 use super::plan::Plan;
 use super::shim;
 use super::variables::Variables;
@@ -103,7 +103,8 @@ fn compute(step: &Step, channels: i64, x: &[&Tensor], reused: Option<Tensor>, in
     Ok(match (&step.kind, reused) {
         (StepKind::Input, _) => input.shallow_clone(),
         (StepKind::Convolution { weights, bias, window, depthwise, activation }, _) => {
-            activate_in_place(convolve(x[0], weights, bias.as_ref(), window, *depthwise)?, *activation)?
+            let bias = bias.as_ref();
+            Convolution { weights, bias, window, depthwise: *depthwise, activation: *activation }.run(x[0])?
         }
         (StepKind::Affine { scale, shift, activation }, _) => shim::affine_act(x[0], scale, shift, act(*activation))?,
         (StepKind::FullyConnected { weights, bias }, _) => x[0].f_linear(weights, bias.as_ref())?,

@@ -38,31 +38,49 @@ pub fn activate_in_place(mut x: Tensor, activation: Option<Activation>) -> Resul
     })
 }
 
-/// A convolution; `depthwise` has one filter a channel.
-pub fn convolve(x: &Tensor, weights: &Tensor, bias: Option<&Tensor>, window: &Window, depthwise: bool) -> Result<Tensor> {
-    let size = x.size();
-    let [top, left, bottom, right] = window.pads(size[2], size[3]);
-    if depthwise {
-        let geometry =
-            shim::ConvGeometry { stride: window.stride, padding: [top, left, bottom, right], dilation: window.dilation };
-        let y = shim::depthwise_conv2d(x, weights, geometry)?;
-        return Ok(match bias {
-            Some(bias) => y + bias.f_view([1, -1, 1, 1])?,
-            None => y,
-        });
+/// A convolution and what follows it.
+#[derive(Debug)]
+pub struct Convolution<'a> {
+    pub weights: &'a Tensor,
+    pub bias: Option<&'a Tensor>,
+    pub window: &'a Window,
+    /// One filter a channel.
+    pub depthwise: bool,
+    pub activation: Option<Activation>,
+}
+
+impl Convolution<'_> {
+    /// `[N, I, H, W] -> [N, O, H', W']`.
+    pub fn run(&self, x: &Tensor) -> Result<Tensor> {
+        let Self { weights, bias, window, depthwise, activation } = *self;
+        let size = x.size();
+        let [top, left, bottom, right] = window.pads(size[2], size[3]);
+        let y = if depthwise {
+            let geometry =
+                shim::ConvGeometry { stride: window.stride, padding: [top, left, bottom, right], dilation: window.dilation };
+            let y = shim::depthwise_conv2d(x, weights, geometry)?;
+            match bias {
+                // One pass for both; for a gradient it would keep the convolution's result.
+                Some(bias) if !y.requires_grad() => {
+                    return shim::affine_act(&y, &bias.f_ones_like()?, bias, act(activation));
+                }
+                Some(bias) => y + bias.f_view([1, -1, 1, 1])?,
+                None => y,
+            }
+        } else if top == bottom && left == right {
+            x.f_conv2d(weights, bias, window.stride, [top, left], window.dilation, 1)?
+        } else {
+            let padded = x.f_constant_pad_nd([left, right, top, bottom])?;
+            padded.f_conv2d(weights, bias, window.stride, [0, 0], window.dilation, 1)?
+        };
+        activate_in_place(y, activation)
     }
-    if top == bottom && left == right {
-        return Ok(x.f_conv2d(weights, bias, window.stride, [top, left], window.dilation, 1)?);
-    }
-    let padded = x.f_constant_pad_nd([left, right, top, bottom])?;
-    Ok(padded.f_conv2d(weights, bias, window.stride, [0, 0], window.dilation, 1)?)
 }
 
 /// Operations that are the same in training and inference; `channels` are the result's.
 pub fn apply<'v>(op: &Op, x: &[&Tensor], channels: i64, var: &impl Fn(VariableId) -> &'v Tensor) -> Result<Tensor> {
     Ok(match op {
-        Op::Conv2d { weights, window } => convolve(x[0], var(*weights), None, window, false)?,
-        Op::DepthwiseConv2d { weights, window } => convolve(x[0], var(*weights), None, window, true)?,
+        Op::Conv2d { .. } | Op::DepthwiseConv2d { .. } => bail!("a convolution is handled by its caller"),
         Op::FullyConnected { weights } => x[0].f_linear(var(*weights), None::<&Tensor>)?,
         Op::BiasAdd { biases } => {
             let bias = var(*biases);

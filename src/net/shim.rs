@@ -24,7 +24,7 @@ unsafe extern "C" {
     fn odh_last_error() -> *const c_char;
     fn odh_load_cuda() -> c_int;
     fn odh_libtorch_version(out: *mut c_char, size: usize) -> c_int;
-    fn odh_keep_memory() -> c_int;
+    fn odh_keep_memory(huge_pages: c_int) -> c_int;
     fn odh_channels_last(x: *const C_tensor, out: *mut *mut C_tensor) -> c_int;
     fn odh_is_channels_last(x: *const C_tensor, out: *mut c_int) -> c_int;
     fn odh_cuda_memory_peak(device: c_int, reset: c_int, out: *mut i64) -> c_int;
@@ -72,22 +72,32 @@ pub fn init() -> Result<&'static CudaLibrary> {
 
 /// Readies the process for a long run of steps on the CPU: memory that a step frees stays with the process for the next one.
 pub fn tune_process() -> Result<()> {
-    check(unsafe { odh_keep_memory() }).context("setting up the allocator")
+    check(unsafe { odh_keep_memory(huge_pages().into()) }).context("setting up the allocator")
+}
+
+/// Whether malloc asks for huge pages and the kernel gives them.
+fn huge_pages() -> bool {
+    let asked = std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.contains(HUGE_PAGES));
+    let given = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|s| !s.contains("[never]"));
+    asked && given
 }
 
 /// How often OpenMP's waiting threads look for work before they sleep: about half a millisecond. More takes ever more from other threads;
 /// below 5000, two threads begin to share a processor.
 const SPINS: &str = "10000";
+/// glibc's malloc on huge pages (from 2.35 on; others do not know it).
+const HUGE_PAGES: &str = "glibc.malloc.hugetlb=1";
 
-/// Starts the program again, in its own place and with its own arguments, so that compute threads wait for about half a millisecond before
-/// they sleep. Nothing happens where the environment already says how they wait. To be called before anything else is done; returns only
-/// if nothing is to be done, or with why it could not be: then all works, more slowly.
+/// Starts the program again, in its own place and with its own arguments, in an environment that suits computing: OpenMP's threads wait for
+/// about half a millisecond before they sleep, and malloc takes huge pages. Nothing happens where the environment already says how threads
+/// wait. To be called before anything else is done; returns only if nothing is to be done, or with why it could not be: then all works,
+/// more slowly.
 ///
 /// libgomp's threads spin for many milliseconds between parallel loops, which takes the processors from the threads that load pictures
-/// (a step beside busy threads: three times as long). Threads that sleep at once are no better: Linux wakes them on the processor of
-/// whoever wakes them, and two threads compute on one processor (twice as long on an idle machine). The wait in between is an environment
-/// variable, which libgomp reads when it is loaded, before `main`.
-pub fn restart_with_short_waits() -> std::io::Result<()> {
+/// (a step beside busy threads: three times as long; detection on two processors: five times the processor seconds). Threads that sleep at
+/// once are no better: Linux wakes them on the processor of whoever wakes them, and two threads compute on one processor (twice as long on
+/// an idle machine). The wait in between is an environment variable, which libgomp reads when it is loaded, before `main`; so does malloc.
+pub fn restart_tuned() -> std::io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::process::CommandExt;
@@ -98,6 +108,9 @@ pub fn restart_with_short_waits() -> std::io::Result<()> {
         let mut again = std::process::Command::new(std::env::current_exe()?);
         if let Some(name) = args.next() {
             again.arg0(name);
+        }
+        if std::env::var_os("GLIBC_TUNABLES").is_none() {
+            again.env("GLIBC_TUNABLES", HUGE_PAGES);
         }
         Err(again.args(args).env("GOMP_SPINCOUNT", SPINS).exec())
     }
