@@ -149,7 +149,8 @@ pub fn load(prefix: &Path, variables: &mut Variables) -> Result<Option<u64>> {
 pub fn resume(prefix: &Path, variables: &mut Variables, optimizer: &mut Optimizer) -> Result<(u64, Option<RunState>)> {
     let bundle = BundleReader::open(prefix)?;
     load_variables(&bundle, prefix, variables)?;
-    optimizer.restore(variables, |name| bundle.read_f32(name)).with_context(|| {
+    let read = |name: &str| bundle.get(name).map(|_| bundle.read_f32(name)).transpose();
+    optimizer.restore(variables, read).with_context(|| {
         format!(
             "{}: the optimizer's state does not fit; was the config's optimizer changed? Start anew with --reset",
             prefix.display()

@@ -1,6 +1,6 @@
 //! Optimizers as TensorFlow 1.x computes them, their state under TensorFlow's slot names.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use regex::Regex;
 use tch::{Device, Kind, Tensor};
 
@@ -209,21 +209,43 @@ impl Optimizer {
         Ok(state)
     }
 
-    /// Takes the slots from a checkpoint.
+    /// Takes the slots from a checkpoint. TensorFlow gives none to a variable that no loss depends on (the first stage's block4 in a Faster
+    /// R-CNN on ResNet): one without any keeps its start, where others have theirs.
     ///
-    /// * `read`: values of a tensor by name, in TensorFlow's layout.
+    /// * `read`: values of a tensor by name, in TensorFlow's layout; none where there is no such tensor.
     ///
     /// # Errors
-    /// If a slot is missing or has another shape.
-    pub fn restore(&mut self, variables: &Variables, read: impl Fn(&str) -> Result<(Vec<i64>, Vec<f32>)>) -> Result<()> {
+    /// If no variable has slots, one has some of them only, or a slot has another shape.
+    pub fn restore(&mut self, variables: &Variables, read: impl Fn(&str) -> Result<Option<(Vec<i64>, Vec<f32>)>>) -> Result<()> {
+        let slots = self.rule.slots();
+        let mut without = Vec::new();
         for (i, spec) in variables.specs().iter().enumerate() {
-            for (slot, tensor) in self.rule.slots().iter().zip(&mut self.slots[i]) {
-                let name = format!("{}/{}", spec.name, slot.name);
-                let (shape, values) = read(&name)?;
+            let tensors = &mut self.slots[i];
+            let names: Vec<String> =
+                slots.iter().zip(tensors.iter()).map(|(slot, _)| format!("{}/{}", spec.name, slot.name)).collect();
+            let mut missing = Vec::new();
+            for (name, tensor) in names.iter().zip(tensors) {
+                let Some((shape, values)) = read(name)? else {
+                    missing.push(name);
+                    continue;
+                };
                 ensure!(shape == spec.shape, "`{name}` has shape {shape:?} in the checkpoint, not {:?}", spec.shape);
                 let values = to_libtorch(spec, &values, variables.device())?;
                 tch::no_grad(|| tensor.f_copy_(&values)).with_context(|| format!("taking over `{name}`"))?;
             }
+            match missing.as_slice() {
+                [] => {}
+                [first, ..] if missing.len() < names.len() => bail!("`{first}` is not in the checkpoint"),
+                [first, ..] => without.push((*first).clone()),
+            }
+        }
+        let all = self.slots.iter().filter(|tensors| !tensors.is_empty()).count();
+        if let Some(first) = without.first() {
+            ensure!(without.len() < all, "`{first}` is not in the checkpoint, nor is any other");
+            tracing::info!(
+                "{} variables have no optimizer state in the checkpoint ({first}, ...): it starts anew",
+                without.len()
+            );
         }
         Ok(())
     }
@@ -304,5 +326,30 @@ mod tests {
         assert_eq!(trained("freeze_variables: 'Feature' freeze_variables: 'a'"), ["BoxPredictor_0/a"]);
         assert_eq!(trained("update_trainable_variables: '/a$'"), ["FeatureExtractor/a", "BoxPredictor_0/a"]);
         assert_eq!(trained("update_trainable_variables: '/a$' freeze_variables: 'Box'"), ["FeatureExtractor/a"]);
+    }
+
+    #[test]
+    fn a_variable_without_slots_in_a_checkpoint_keeps_its_start_where_others_have_theirs() {
+        use crate::net::graph::{Initializer, Variable, VariableKind};
+        let variable = |name: &str| Variable {
+            name: name.to_string(),
+            shape: vec![1],
+            kind: VariableKind::Vector,
+            trainable: true,
+            initializer: Initializer::Constant(1.0),
+            l2: 0.0,
+        };
+        let text = "train_config { optimizer { rms_prop_optimizer { learning_rate { constant_learning_rate {} } } } }";
+        let config = crate::config::pipeline::parse(text, "test").unwrap().train_config.unwrap();
+        let restored = |held: &[&str]| -> Result<Vec<f64>> {
+            let mut variables = Variables::new(&["a", "b"].map(variable), 0, Device::Cpu)?;
+            let mut optimizer = Optimizer::from_config(&config, &mut variables)?;
+            optimizer.restore(&variables, |name| Ok(held.contains(&name).then(|| (vec![1], vec![7.0]))))?;
+            Ok(optimizer.slots.iter().flatten().map(|t| t.double_value(&[0])).collect())
+        };
+        assert_eq!(restored(&["a/RMSProp", "a/RMSProp_1", "b/RMSProp", "b/RMSProp_1"]).unwrap(), [7.0; 4]);
+        assert_eq!(restored(&["b/RMSProp", "b/RMSProp_1"]).unwrap(), [1.0, 0.0, 7.0, 7.0]);
+        assert!(restored(&["a/RMSProp", "b/RMSProp", "b/RMSProp_1"]).unwrap_err().to_string().contains("`a/RMSProp_1`"));
+        assert!(restored(&["a", "b"]).unwrap_err().to_string().contains("nor is any other"));
     }
 }
