@@ -94,7 +94,7 @@ const HUGE_PAGES: &str = "glibc.malloc.hugetlb=1";
 /// more slowly.
 ///
 /// libgomp's threads spin for many milliseconds between parallel loops, which takes the processors from the threads that load pictures
-/// (a step beside busy threads: three times as long; detection on two processors: five times the processor seconds). Threads that sleep at
+/// (a step beside busy threads: three times as long; detection on two processors: up to five times the processor seconds). Threads that sleep at
 /// once are no better: Linux wakes them on the processor of whoever wakes them, and two threads compute on one processor (twice as long on
 /// an idle machine). The wait in between is an environment variable, which libgomp reads when it is loaded, before `main`; so does malloc.
 pub fn restart_tuned() -> std::io::Result<()> {
