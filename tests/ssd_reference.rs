@@ -10,6 +10,7 @@ use odh::engine::optimizer::Optimizer;
 use odh::models::DetectionModel;
 use odh::models::ssd::Ssd;
 use odh::net::exec::{self, Inference};
+use odh::net::graph::{Initializer, Variable, VariableKind};
 use odh::net::variables::{Variables, values_in_tensorflow_layout};
 use odh::proto::object_detection::protos as pb;
 use reference::{Golden, set_regenerated_weights, variable_table, weight};
@@ -241,6 +242,51 @@ fn check_training_step(case: &Case) {
         ["localization_loss", "classification_loss"].map(|term| golden.scalar(&format!("after1step/loss/Loss/{term}")));
     close("localization loss after a step", localization, expected[0], 2e-1);
     close("both losses after a step", localization + classification, expected.iter().sum(), 4e-2);
+}
+
+/// Free of what the network's roundings do to gradients: the golden gradients, through the config's optimizer, are the golden changes.
+#[test]
+fn golden_gradients_become_golden_changes() {
+    for Case { name, .. } in MODELS {
+        let Some(path) = common::shared(&format!("reference/golden/{name}__train.npz")) else { return };
+        let golden = Golden::open(&path);
+        let model = ssd(name, 5);
+        let trained: Vec<_> = model.variables().iter().filter(|v| v.trainable).collect();
+        let samples = |kind: &str, variable: &str| golden.f32(&format!("{kind}/{variable}/s"));
+        let specs: Vec<Variable> = trained
+            .iter()
+            .map(|v| Variable {
+                name: v.name.clone(),
+                shape: vec![samples("grad", &v.name).len() as i64],
+                kind: VariableKind::Vector,
+                trainable: true,
+                initializer: Initializer::Constant(0.0),
+                // The golden gradients have it already.
+                l2: 0.0,
+            })
+            .collect();
+        let mut variables = Variables::new(&specs, 0, Device::Cpu).unwrap();
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/{name}.config"));
+        let train_config = pipeline::load(&path).unwrap().train_config.unwrap();
+        let mut optimizer = Optimizer::from_config(&train_config, &mut variables).unwrap();
+        for (i, spec) in specs.iter().enumerate() {
+            let gradient = Tensor::from_slice(&samples("grad", &spec.name));
+            (variables.tensor(i) * gradient).sum(Kind::Float).backward();
+        }
+        optimizer.step(&variables, 0).unwrap();
+        let mut compared = 0;
+        for (i, spec) in specs.iter().enumerate().filter(|(_, s)| golden.has(&format!("delta/{}/s", s.name))) {
+            let golden = samples("delta", &spec.name);
+            let largest = golden.iter().fold(0f32, |m, v| m.max(v.abs()));
+            for (mine, expected) in values(variables.tensor(i)).iter().zip(&golden) {
+                // A golden change is a difference of two float32 numbers of magnitude below 2, from a run after the gradient's.
+                let off = ((mine - expected).abs() - 2.4e-7).max(0.0) / largest.max(1e-30);
+                assert!(off <= 1e-3, "{name}: {}: {mine} is not {expected}", spec.name);
+                compared += 1;
+            }
+        }
+        assert!(compared > 1500, "{name}: {compared}");
+    }
 }
 
 /// How far one tensor is from its golden norm and samples.
