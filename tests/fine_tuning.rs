@@ -1,4 +1,4 @@
-//! Fine-tuning on photos, from the reference's regenerated weights: the loss falls (minutes on a CPU:
+//! Fine-tuning on photos, from the reference's regenerated weights: how far the loss falls (minutes on a CPU:
 //! `cargo test --release --test fine_tuning -- --ignored`).
 
 mod common;
@@ -45,7 +45,9 @@ fn records(folder: &Path) -> Option<std::path::PathBuf> {
 }
 
 /// The mean losses of the first and the last 20 of 200 steps with the config's own optimizer.
-fn first_and_last(name: &str, batch_size: u32) -> Option<[f64; 2]> {
+///
+/// * `what`: of the regenerated weights is taken; the rest starts at random.
+fn first_and_last(name: &str, batch_size: u32, what: FineTune) -> Option<[f64; 2]> {
     let folder = tempfile::tempdir().unwrap();
     let records = records(folder.path())?;
     // What the zoo would have: 90 classes, read as `odh train` reads it.
@@ -59,7 +61,7 @@ fn first_and_last(name: &str, batch_size: u32) -> Option<[f64; 2]> {
     let train_config = config.train_config.as_ref().unwrap();
     let model: Box<dyn DetectionModel> = models::from_config(&config).unwrap();
     let mut variables = Variables::new(model.variables(), 0, Device::Cpu).unwrap();
-    let report = checkpoint::fine_tune(&prefix, &mut variables, FineTune::Scopes(model.feature_extractor_scopes())).unwrap();
+    let report = checkpoint::fine_tune(&prefix, &mut variables, what).unwrap();
     assert!(report.restored.len() > 100 && report.missing.is_empty(), "{report:?}");
     let mut optimizer = Optimizer::from_config(train_config, &mut variables).unwrap();
     let augmentations =
@@ -86,16 +88,20 @@ fn first_and_last(name: &str, batch_size: u32) -> Option<[f64; 2]> {
     Some(both)
 }
 
+/// Not reached: 1.592 to 1.267 (0.80) with the feature extractor restored, which is the default, and 1.353 to 1.152 (0.85) with all that
+/// fits, at the config's own rate of 0.0002 and one picture a step. Single steps equal the reference's (`faster_rcnn_reference`); why 200 of
+/// them learn so slowly from these weights is not known.
 #[test]
-#[ignore = "minutes"]
+#[ignore = "minutes, and known to fail: 0.85 where 0.7 is wanted"]
 fn faster_rcnn_inception_v2_learns_raccoons() {
-    let Some([first, last]) = first_and_last("faster_rcnn_inception_v2_coco_2018_01_28", 1) else { return };
+    let Some([first, last]) = first_and_last("faster_rcnn_inception_v2_coco_2018_01_28", 1, FineTune::All) else { return };
     assert!(last <= 0.7 * first, "{first} {last}");
 }
 
+/// 14.641 to 7.772 (0.53), at eight pictures a step.
 #[test]
 #[ignore = "minutes"]
 fn ssd_mobilenet_v2_learns_raccoons() {
-    let Some([first, last]) = first_and_last("ssd_mobilenet_v2_coco_2018_03_29", 8) else { return };
+    let Some([first, last]) = first_and_last("ssd_mobilenet_v2_coco_2018_03_29", 8, FineTune::All) else { return };
     assert!(last <= 0.7 * first, "{first} {last}");
 }
