@@ -1,5 +1,6 @@
 //! Faster R-CNN and R-FCN beyond the reference's own configs: batches, other parts and settings, and `odh train` as its user runs it.
 
+mod common;
 #[allow(dead_code)]
 #[path = "common/reference.rs"]
 mod reference;
@@ -8,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::seeded;
 use odh::config::pipeline;
 use odh::data::resize::Resizer;
 use odh::detection::boxes::Groundtruth;
@@ -60,8 +62,7 @@ fn variables(model: &FasterRcnn) -> Variables {
 
 /// Two pictures of noise with a box each.
 fn batch() -> (Tensor, [Groundtruth; 2]) {
-    tch::manual_seed(5);
-    let images = Tensor::rand([2, 96, 96, 3], (Kind::Float, Device::Cpu)) * 255.0;
+    let images = seeded(5, || Tensor::rand([2, 96, 96, 3], (Kind::Float, Device::Cpu))) * 255.0;
     let truth = |b, class| Groundtruth { boxes: vec![b], classes: vec![class], difficult: vec![false], group_of: vec![false] };
     (images, [truth([0.1, 0.1, 0.6, 0.5], 0), truth([0.3, 0.2, 0.9, 0.9], 2)])
 }

@@ -1,5 +1,8 @@
 //! SSDs from pipeline configs that the zoo does not have: what each field does to the network, its anchors and its losses.
 
+mod common;
+
+use common::seeded;
 use odh::config::{pipeline, zoo};
 use odh::detection::boxes::Groundtruth;
 use odh::models::ssd::{Predictions, Ssd};
@@ -46,8 +49,7 @@ fn shapes(model: &Ssd, expected: &[(&str, &[i64])]) {
 
 fn picture(model: &Ssd, seed: i64) -> Tensor {
     let [height, width] = model.input_size().map(|side| side as i64);
-    tch::manual_seed(seed);
-    Tensor::rand([1, height, width, 3], (Kind::Float, Device::Cpu)) * 255.0
+    seeded(seed, || Tensor::rand([1, height, width, 3], (Kind::Float, Device::Cpu))) * 255.0
 }
 
 /// Runs the network frozen; every anchor must have a prediction.
@@ -71,9 +73,11 @@ fn learns(name: &str, replaced: &[(&str, &str)]) {
     let model = from_config(&config(name, replaced)).unwrap();
     let variables = Variables::new(model.variables(), 5, Device::Cpu).unwrap();
     let odh::data::resize::Resizer::FixedShape { height, width } = model.resizer() else { panic!("{name} resizes otherwise") };
-    tch::manual_seed(3);
-    let pictures = Tensor::rand([2, height as i64, width as i64, 3], (Kind::Float, Device::Cpu)) * 255.0;
-    let losses = model.losses(&variables, &pictures, &[one_box(), one_box()], &mut StepContext::new(0, 0)).unwrap();
+    let (pictures, losses) = seeded(3, || {
+        let pictures = Tensor::rand([2, height as i64, width as i64, 3], (Kind::Float, Device::Cpu)) * 255.0;
+        let losses = model.losses(&variables, &pictures, &[one_box(), one_box()], &mut StepContext::new(0, 0));
+        (pictures, losses.unwrap())
+    });
     losses.total().unwrap().backward();
     let mut sum = 0.0;
     for (i, spec) in variables.specs().iter().enumerate().filter(|(_, s)| s.trainable) {
@@ -260,8 +264,8 @@ fn dropout_touches_the_class_predictions_of_training_alone() {
     assert!(same(&a.class_predictions_with_background, &b.class_predictions_with_background));
     let input = Ssd::preprocess(&x).unwrap();
     let run = |seed: i64| {
-        tch::manual_seed(seed);
-        with.gather(&exec::train(with.graph(), &variables, &input, 0).unwrap().outputs).unwrap()
+        let trained = seeded(seed, || exec::train(with.graph(), &variables, &input, 0).unwrap());
+        with.gather(&trained.outputs).unwrap()
     };
     let (a, b, again) = (run(1), run(2), run(1));
     assert!(same(&a.box_encodings, &b.box_encodings));
@@ -278,8 +282,7 @@ fn dropout_keeps_its_share_and_scales_it_up() {
     graph.output("y", y);
     let variables = Variables::new(&[], 0, Device::Cpu).unwrap();
     let ones = Tensor::ones([1, 4, 100, 100], (Kind::Float, Device::Cpu));
-    tch::manual_seed(1);
-    let y = &exec::train(&graph, &variables, &ones, 0).unwrap().outputs["y"];
+    let y = &seeded(1, || exec::train(&graph, &variables, &ones, 0).unwrap()).outputs["y"];
     let values: Vec<f32> = y.view([-1]).try_into().unwrap();
     assert!(values.iter().all(|v| *v == 0.0 || (v - 1.25).abs() < 1e-6));
     // 40,000 draws: the share's standard deviation is 0.002.

@@ -1,7 +1,8 @@
-//! What the integration tests share: finding the reference data, and saying so when it is not there.
+//! What the integration tests share: finding the reference data, and saying so when it is not there; random draws that repeat.
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 /// The path of `name` in the shared reference data, or `None` (said on stderr) where a clone stands alone.
 ///
@@ -25,4 +26,15 @@ pub fn shared(name: &str) -> Option<PathBuf> {
     // Not eprintln!, which the test harness keeps to itself when the test passes.
     let _ = writeln!(std::io::stderr(), "skipped: {test}: {} is not there", path.display());
     None
+}
+
+/// Runs `draw` with libtorch's generator started at `seed`. The generator is the process's, and tests run beside
+/// each other in threads: whatever draws from it does so in here.
+#[allow(dead_code)]
+pub fn seeded<T>(seed: i64, draw: impl FnOnce() -> T) -> T {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    // A test that failed in here leaves nothing behind: every draw starts from its own seed.
+    let _held = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(seed);
+    draw()
 }
