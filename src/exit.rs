@@ -1,4 +1,4 @@
-//! Failures that end the process with a code of their own: 2 for wrong usage, 130 for Ctrl-C, 1 for all else.
+//! Failures that end the process with a code of their own: 2 for wrong usage, 3 for an export that drifts, 130 for Ctrl-C, 1 for all else.
 
 use std::fmt;
 
@@ -20,6 +20,11 @@ impl std::error::Error for Coded {}
 /// What was typed cannot be meant, or something was not typed that is needed: exit code 2.
 pub fn usage(message: impl Into<String>) -> anyhow::Error {
     Coded { code: 2, message: message.into() }.into()
+}
+
+/// An export's files do not find what the model finds: exit code 3.
+pub fn drift(message: impl Into<String>) -> anyhow::Error {
+    Coded { code: 3, message: message.into() }.into()
 }
 
 /// The user stopped it, and all is saved: exit code 130.

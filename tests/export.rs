@@ -266,7 +266,7 @@ fn an_export_has_its_files_and_a_later_one_replaces_it() {
     let config = config(3);
     let label_map = LabelMap::parse("item { id: 1 name: 'cat' } item { id: 3 name: 'dog' display_name: '개' }", "map").unwrap();
     let input = ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &output, formats: &[] };
-    let exported = folder::run(&input).unwrap();
+    let exported = folder::run(&input, None).unwrap();
     assert_eq!(exported.step, Some(42));
     assert_eq!(names(&output), FILES);
     assert_eq!(names(output.parent().unwrap()), ["모델 1"]);
@@ -303,7 +303,7 @@ fn an_export_has_its_files_and_a_later_one_replaces_it() {
     fs::write(output.join("saved_model/of_another_model"), "old").unwrap();
     fs::write(output.join("labels.txt"), "old").unwrap();
     let before = fs::read(output.join(FROZEN_GRAPH)).unwrap();
-    folder::run(&input).unwrap();
+    folder::run(&input, None).unwrap();
     assert_eq!(fs::read(output.join(FROZEN_GRAPH)).unwrap(), before);
     let mut expected: Vec<&str> = FILES.to_vec();
     expected.push("notes.txt");
@@ -322,7 +322,7 @@ fn an_export_that_fails_leaves_the_earlier_one_and_nothing_else() {
     let label_map = LabelMap::from_names(["a", "b", "c"]);
     let prefix = checkpoint(work.path(), 3);
     let good = ExportInput { config: &three, label_map: &label_map, checkpoint: &prefix, output_dir: &output, formats: &[] };
-    folder::run(&good).unwrap();
+    folder::run(&good, None).unwrap();
     let contents = || -> Vec<Vec<u8>> {
         let path = |file: &&str| output.join(if *file == "saved_model" { "saved_model/saved_model.pb" } else { file });
         FILES.iter().map(|file| fs::read(path(file)).unwrap()).collect()
@@ -330,7 +330,7 @@ fn an_export_that_fails_leaves_the_earlier_one_and_nothing_else() {
     let before = contents();
 
     let fails = |input: &ExportInput, parts: &[&str]| {
-        let error = format!("{:#}", folder::run(input).unwrap_err());
+        let error = format!("{:#}", folder::run(input, None).unwrap_err());
         assert!(parts.iter().all(|p| error.contains(p)), "{error}");
     };
     fails(&ExportInput { config: &five, ..good }, &["model.ckpt-42", "BoxPredictor_0/ClassPredictor/weights", "[1, 1, 384, 12]"]);
@@ -359,14 +359,17 @@ fn a_folder_of_other_things_is_not_replaced() {
     for (output, part) in [(photos.clone(), "is not an export"), (photos.join("a.jpg"), "is a file")] {
         let input =
             ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &output, formats: &[] };
-        let error = folder::run(&input).unwrap_err().to_string();
+        let error = folder::run(&input, None).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
     }
     assert_eq!(names(&photos), ["a.jpg"]);
     let empty = work.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    folder::run(&ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &empty, formats: &[] })
-        .unwrap();
+    folder::run(
+        &ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &empty, formats: &[] },
+        None,
+    )
+    .unwrap();
     assert_eq!(names(&empty), FILES);
 }
 
@@ -375,18 +378,89 @@ fn odh_export(folder: &Path, args: &[&str]) -> assert_cmd::assert::Assert {
     assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("odh")).current_dir(folder).arg("export").args(args).assert()
 }
 
-#[test]
-fn the_command_exports_the_latest_the_best_or_the_named_checkpoint() {
-    let work = tempfile::tempdir().unwrap();
-    let train = work.path().join("train_dir/my_model");
+/// A train folder with a checkpoint, its config and label map.
+fn trained(work: &Path) -> PathBuf {
+    let train = work.join("train_dir/my_model");
     fs::create_dir_all(&train).unwrap();
     let prefix = checkpoint(&train, 3);
-    for ending in ["index", "data-00000-of-00001"] {
-        fs::copy(train.join(format!("model.ckpt-42.{ending}")), train.join(format!("model.ckpt-7.{ending}"))).unwrap();
-    }
     checkpoint_state::write(&train, &checkpoint_state::CheckpointState { latest: prefix.clone(), all: vec![prefix] }).unwrap();
     fs::write(train.join("pipeline.config"), odh::config::pipeline::to_text(&config(3))).unwrap();
     fs::write(train.join("label_map.pbtxt"), LabelMap::from_names(["a", "b", "c"]).to_text().unwrap()).unwrap();
+    train
+}
+
+/// A program that stands in for a Python: its last argument is the folder where its answer goes.
+fn stand_in(folder: &Path, answer: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let path = folder.join("stand_in");
+    fs::write(&path, format!("#!/bin/sh\nfor last; do :; done\n{answer}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn a_verification_says_what_was_run_and_a_drift_is_exit_code_3_that_leaves_the_good_export() {
+    let work = tempfile::tempdir().unwrap();
+    let work = work.path();
+    trained(work);
+    let pictures = concat!(env!("CARGO_MANIFEST_DIR"), "/images");
+    let verify = |python: &Path| {
+        let python = python.to_str().unwrap();
+        let words = ["--verify", "--format", "onnx", "--verify_pictures", pictures, "--verify_count", "2", "--python", python];
+        odh_export(work, &words)
+    };
+    let place = work.join("export_dir/my_model");
+    let parity = |folder: &Path| -> serde_json::Value {
+        let text = fs::read(folder.join("export.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&text).unwrap()["parity"].clone()
+    };
+
+    // No Python at all; one without the runtime. What was not run is not called equal.
+    for (python, said) in [
+        (work.join("nowhere"), "cannot be started"),
+        (
+            stand_in(work, r#"echo '{"missing": "No module named onnxruntime"}' > "$last/onnx.json""#),
+            "No module named onnxruntime",
+        ),
+    ] {
+        let output = verify(&python).code(1).stdout(predicates::str::contains("NOT RUN"));
+        output.stdout(predicates::str::contains(said)).stderr(predicates::str::contains("nothing of it could be run"));
+        let parity = parity(&place);
+        assert_eq!((parity["pictures"].as_u64(), parity["formats"][0]["outcome"].as_str()), (Some(2), Some("not_run")));
+    }
+
+    let good = fs::read(place.join("export.json")).unwrap();
+    let rows = r#"{"boxes": [[0, 0, 0.5, 0.5]], "scores": [0.999], "classes": [2]}"#;
+    let wrong =
+        format!(r#"echo '{{"runtime": "stand-in 1.0", "seconds": [0.1, 0.1], "found": [{rows}, {rows}]}}' > "$last/onnx.json""#);
+    for (answer, said) in [(wrong.as_str(), "DRIFT"), ("echo 'invalid graph' >&2; exit 1", "FAILED: invalid graph")] {
+        verify(&stand_in(work, answer))
+            .code(3)
+            .stdout(predicates::str::contains(said))
+            .stderr(predicates::str::contains(".drifted"));
+        assert_eq!(fs::read(place.join("export.json")).unwrap(), good);
+        assert_eq!(names(&work.join("export_dir")), [".my_model.drifted", "my_model"]);
+    }
+    verify(&stand_in(work, &wrong)).code(3);
+    let drifted = parity(&work.join("export_dir/.my_model.drifted"));
+    assert_eq!(drifted["formats"][0]["runtime"], "stand-in 1.0");
+    assert_eq!(drifted["formats"][0]["equal"], false);
+    assert!(drifted["formats"][0]["unpaired"].as_u64().unwrap() > 0, "{drifted}");
+
+    odh_export(work, &["--verify", "--tolerance", "-1"]).code(2);
+    odh_export(work, &["--verify"]).code(1).stderr(predicates::str::contains("odh tfgen"));
+    assert_eq!(fs::read(place.join("export.json")).unwrap(), good);
+    // A folder that was set aside is no second model.
+    odh_export(work, &["--train_dir", "export_dir", "--output_dir", "again"]).success();
+}
+
+#[test]
+fn the_command_exports_the_latest_the_best_or_the_named_checkpoint() {
+    let work = tempfile::tempdir().unwrap();
+    let train = trained(work.path());
+    for ending in ["index", "data-00000-of-00001"] {
+        fs::copy(train.join(format!("model.ckpt-42.{ending}")), train.join(format!("model.ckpt-7.{ending}"))).unwrap();
+    }
 
     odh_export(work.path(), &["--best"]).code(2).stderr(predicates::str::contains("--best"));
     assert!(!work.path().join("export_dir").exists());

@@ -1,16 +1,19 @@
 //! `odh export`: a trained model becomes files that other programs run, with what belongs to them.
 
+mod verify;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+use super::train::records;
 use crate::config::label_map::LabelMap;
 use crate::config::weights::{self, WeightsOptions};
 use crate::config::{coco_labels, pipeline, zoo};
 use crate::engine::checkpoint;
 use crate::engine::model_files::{self, ModelFiles, ModelSource, Search};
-use crate::export::folder::{self, ExportInput, Exported, Format};
+use crate::export::folder::{self, ExportInput, Exported, Format, Verify};
 use crate::proto::object_detection::protos as pb;
 use crate::{exit, interrupt, outln};
 
@@ -21,6 +24,7 @@ Examples:
   odh export --checkpoint train_dir/MODEL/model.ckpt-2000 --output_dir my_export
 
   odh export --format onnx --format frozen_graph          # only these
+  odh export --verify                                     # and prove that they find what the model finds
 
 export_dir/MODEL/ then has frozen_inference_graph.pb, saved_model/, model.onnx, model.ckpt.*, checkpoint, pipeline.config,
 label_map.pbtxt and labels.txt (line i names class i). An earlier export there is replaced, but only once the new one is complete.";
@@ -53,6 +57,24 @@ pub struct Args {
     /// What to write: frozen_graph, saved_model or onnx; several with commas [default: all]
     #[arg(long = "format", value_name = "FORMAT", value_delimiter = ',', value_parser = format)]
     formats: Vec<Format>,
+    /// Run every file that was written, on pictures of the validation split, and compare with the model; a drift is exit code 3
+    #[arg(long = "verify")]
+    verify: bool,
+    /// Pictures, folders or globs to verify on, in place of the validation split
+    #[arg(long = "verify_pictures", value_name = "PATH", requires = "verify", conflicts_with = "validate_record")]
+    verify_pictures: Vec<PathBuf>,
+    /// Validation records to verify on [default: the config's]
+    #[arg(long = "validate_record", value_name = "FILE", requires = "verify")]
+    validate_record: Option<PathBuf>,
+    /// How many pictures to verify on, from the first; 0 for all
+    #[arg(long = "verify_count", value_name = "COUNT", default_value = "20", requires = "verify")]
+    verify_count: usize,
+    /// Largest difference in a score, or in a box as a share of the picture's side, that is no drift
+    #[arg(long = "tolerance", value_name = "SHARE", default_value = "1e-4", requires = "verify", value_parser = tolerance)]
+    tolerance: f32,
+    /// Python that has TensorFlow or onnxruntime, to verify their files with [default: python3, or $ODH_PYTHON]
+    #[arg(long = "python", value_name = "PROGRAM", requires = "verify")]
+    python: Option<PathBuf>,
     /// Folder of pretrained models
     #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = "./model_zoo")]
     model_zoo_dir: PathBuf,
@@ -71,15 +93,56 @@ pub fn run(args: Args) -> Result<()> {
     for note in pipeline::check_supported(&chosen.config).with_context(|| chosen.source.clone())? {
         tracing::info!("{}: {note}", chosen.source);
     }
-    let output_dir = args.output_dir.unwrap_or_else(|| Path::new("./export_dir").join(&chosen.name));
-    write(&ExportInput {
+    let output_dir = args.output_dir.clone().unwrap_or_else(|| Path::new("./export_dir").join(&chosen.name));
+    let input = ExportInput {
         config: &chosen.config,
         label_map: &chosen.label_map,
         checkpoint: &chosen.checkpoint,
         output_dir: &output_dir,
         formats: &args.formats,
-    })?;
+    };
+    if !args.verify {
+        write(&input, None)?;
+        return Ok(());
+    }
+    let options = verify::Options {
+        records: args
+            .validate_record
+            .map_or_else(|| records(chosen.config.eval_input_reader.as_ref(), "./dataset/validate.record"), |path| vec![path]),
+        pictures: args.verify_pictures,
+        count: args.verify_count,
+        tolerance: args.tolerance,
+        python: args.python.or_else(|| std::env::var_os("ODH_PYTHON").map(PathBuf::from)).unwrap_or_else(|| "python3".into()),
+    };
+    let exported = write(&input, Some(&mut |folder| verify::verify(&input, &options, folder)))?;
+    let Some(parity) = exported.parity else { bail!("nothing was verified; this is a bug in odh") };
+    verify::report(&parity);
+    let drifted: Vec<&str> = parity.drifted().iter().map(|f| f.format).collect();
+    if !drifted.is_empty() {
+        return Err(exit::drift(format!(
+            "the export does not find what the model finds ({}; tolerance {:e}): it is in `{}` to be looked at, and `{}` is as it was",
+            drifted.join(", "),
+            parity.tolerance,
+            exported.folder.display(),
+            output_dir.display()
+        )));
+    }
+    if !parity.ran() {
+        bail!(
+            "the export is in `{}`, but nothing of it could be run here: see above; --python names a Python that has TensorFlow or \
+             onnxruntime",
+            exported.folder.display()
+        );
+    }
     Ok(())
+}
+
+/// What is to be no drift.
+fn tolerance(typed: &str) -> Result<f32, String> {
+    match typed.trim().parse::<f32>() {
+        Ok(share) if share >= 0.0 && share.is_finite() => Ok(share),
+        _ => Err("it must be a number from 0 on, such as 1e-4".to_string()),
+    }
 }
 
 /// A format by its name.
@@ -95,10 +158,10 @@ fn format(typed: &str) -> Result<Format, String> {
 ///
 /// # Errors
 /// As `folder::run`'s.
-pub fn write(input: &ExportInput) -> Result<Exported> {
+pub fn write(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
     let start = Instant::now();
     tracing::info!("Export start [ checkpoint : {}, folder : {} ]", input.checkpoint.display(), input.output_dir.display());
-    let exported = folder::run(input)?;
+    let exported = folder::run(input, verify)?;
     let step = exported.step.map_or_else(|| "no step".to_string(), |step| format!("step {step}"));
     let models: Vec<String> =
         exported.models.iter().map(|(path, bytes)| format!("{} : {:.1} MB", path.display(), *bytes as f64 / 1e6)).collect();

@@ -181,7 +181,7 @@ pub fn run(args: Args) -> Result<()> {
             output_dir: &export_dir,
             formats: &[],
         };
-        super::export::write(&input).context("the training is done and its checkpoints are kept, but the export failed")?;
+        super::export::write(&input, None).context("the training is done and its checkpoints are kept, but the export failed")?;
     }
     tracing::info!("Program end");
     Ok(())

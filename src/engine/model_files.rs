@@ -186,14 +186,19 @@ fn newest_index(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(prefixes.into_iter().max_by_key(step))
 }
 
-/// The only model below the first root that has any.
+/// What is in the making, or was set aside, has a name that starts with a dot.
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// The only model below the first root that has any; hidden folders are passed over.
 fn only_model(roots: &[PathBuf]) -> Result<ModelFiles> {
     for root in roots {
         if let Some(files) = in_folder(root)? {
             return Ok(files);
         }
         let mut folders: Vec<PathBuf> = match fs::read_dir(root) {
-            Ok(entries) => entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.is_dir()).collect(),
+            Ok(entries) => entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.is_dir() && !is_hidden(p)).collect(),
             Err(_) => continue,
         };
         folders.sort();

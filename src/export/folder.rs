@@ -9,6 +9,7 @@ use prost::bytes::Bytes;
 
 use super::detector::Detector;
 use super::manifest::Facts;
+use super::parity::Parity;
 use super::saved_model::saved_model;
 use super::target::Target;
 use super::{graph_def, onnx};
@@ -57,6 +58,11 @@ impl Format {
         ("saved_model", Self::SavedModel, SAVED_MODEL),
         ("onnx", Self::Onnx, ONNX),
     ];
+
+    /// The name that it is asked for by.
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
 }
 
 /// What an export is made from, and where it goes.
@@ -72,30 +78,39 @@ pub struct ExportInput<'a> {
     pub formats: &'a [Format],
 }
 
+/// Looks at the files in a folder before they take their place.
+pub type Verify<'a> = &'a mut dyn FnMut(&Path) -> Result<Parity>;
+
 impl ExportInput<'_> {
-    fn writes(&self, format: Format) -> bool {
+    /// Whether a format is asked for.
+    pub fn writes(&self, format: Format) -> bool {
         self.formats.is_empty() || self.formats.contains(&format)
     }
 }
 
 /// What was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Exported {
     pub folder: PathBuf,
     /// The checkpoint's `global_step`, if it has one.
     pub step: Option<i64>,
     /// What was written, and its bytes.
     pub models: Vec<(PathBuf, u64)>,
+    /// What was found beside the model itself, if that was asked.
+    pub parity: Option<Parity>,
 }
 
 /// Writes the export folder.
 ///
-/// Everything is written to a folder beside `output_dir` first, which takes its place at the end.
+/// Everything is written to a folder beside `output_dir` first, which takes its place at the end. What drifts from the model goes to a
+/// hidden folder beside `output_dir`, where it can be looked at, and what was at `output_dir` stays.
+///
+/// * `verify`: says whether the files find what the model finds; its report goes into export.json.
 ///
 /// # Errors
 /// If the model cannot be exported, the checkpoint is not the model's, the label map has more classes than the model, `output_dir` is
 /// a folder of other things, writing fails, or Ctrl-C was pressed (exit code 130); what was at `output_dir` is then still there.
-pub fn run(input: &ExportInput) -> Result<Exported> {
+pub fn run(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
     let detector = Detector::from_config(input.config)?;
     let model = detector.model();
     let classes = input.label_map.num_classes() as usize;
@@ -106,12 +121,12 @@ pub fn run(input: &ExportInput) -> Result<Exported> {
     );
     let reader = BundleReader::open(input.checkpoint)?;
     fits(&reader, model.variables()).with_context(|| format!("cannot export `{}`", input.checkpoint.display()))?;
-    let target = Target::new(input.output_dir)?;
-    let folder = target.folder();
+    let mut target = Target::new(input.output_dir)?;
+    let folder = &target.folder().to_path_buf();
 
     let facts = Facts::new(&detector, input.label_map);
     let mut models = Vec::new();
-    let mut written = |name: &str, bytes: u64| models.push((input.output_dir.join(name), bytes));
+    let mut written = |name: &str, bytes: u64| models.push((name.to_string(), bytes));
     let read = |name: &str| Ok(reader.read_f32(name)?.1);
     if input.writes(Format::FrozenGraph) || input.writes(Format::SavedModel) {
         let graph = detector.frozen_graph(&read)?;
@@ -139,7 +154,8 @@ pub fn run(input: &ExportInput) -> Result<Exported> {
     atomic_file::write(&folder.join(LABEL_MAP), input.label_map.to_text()?.as_bytes())?;
     atomic_file::write(&folder.join(LABELS), labels(input.label_map).as_bytes())?;
     let name = input.output_dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let manifest = facts.manifest(&name, step, folder)?;
+    let parity = verify.map(|verify| verify(folder)).transpose()?;
+    let manifest = facts.manifest(&name, step, parity.as_ref(), folder)?;
     atomic_file::write(&folder.join(EXPORT_JSON), manifest.as_bytes())?;
     if interrupt::requested() {
         return Err(exit::interrupted(format!(
@@ -147,8 +163,14 @@ pub fn run(input: &ExportInput) -> Result<Exported> {
             input.output_dir.display()
         )));
     }
+    let place = if parity.as_ref().is_some_and(|parity| !parity.drifted().is_empty()) {
+        target.aim_aside("drifted")?
+    } else {
+        input.output_dir.to_path_buf()
+    };
     target.put_in_place()?;
-    Ok(Exported { folder: input.output_dir.to_path_buf(), step, models })
+    let models = models.into_iter().map(|(name, bytes)| (place.join(name), bytes)).collect();
+    Ok(Exported { folder: place, step, models, parity })
 }
 
 /// Whether the checkpoint has every variable of the model in its shape.

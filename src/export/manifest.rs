@@ -9,6 +9,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::detector::Detector;
+use super::parity::Parity;
 use crate::config::label_map::LabelMap;
 use crate::data::resize::Resizer;
 
@@ -63,6 +64,8 @@ struct Manifest<'a> {
     #[serde(flatten)]
     facts: &'a Facts,
     files: Vec<Entry>,
+    /// What was found beside the model itself; null if nobody looked.
+    parity: Option<&'a Parity>,
 }
 
 impl Facts {
@@ -108,11 +111,11 @@ impl Facts {
 
     /// The text of export.json for the files that stand below `folder`.
     ///
-    /// * `model`: the export's name; `step`: of its checkpoint.
+    /// * `model`: the export's name; `step`: of its checkpoint; `parity`: what a verification found.
     ///
     /// # Errors
     /// If a file cannot be read.
-    pub fn manifest(&self, model: &str, step: Option<i64>, folder: &Path) -> Result<String> {
+    pub fn manifest(&self, model: &str, step: Option<i64>, parity: Option<&Parity>, folder: &Path) -> Result<String> {
         let mut files = Vec::new();
         for entry in walkdir::WalkDir::new(folder).sort_by_file_name() {
             let entry = entry?;
@@ -125,7 +128,7 @@ impl Facts {
                 });
             }
         }
-        Ok(serde_json::to_string_pretty(&Manifest { model, step, facts: self, files })? + "\n")
+        Ok(serde_json::to_string_pretty(&Manifest { model, step, facts: self, files, parity })? + "\n")
     }
 }
 

@@ -6,6 +6,8 @@ pub mod graph_def;
 pub mod layers;
 mod manifest;
 pub mod onnx;
+pub mod parity;
+pub mod runtimes;
 pub mod saved_model;
 pub mod ssd;
 mod target;

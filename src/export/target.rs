@@ -30,28 +30,26 @@ impl Target {
     /// # Errors
     /// If it is a file, or a folder of other things than an export.
     pub fn new(output_dir: &Path) -> Result<Self> {
-        let shown = output_dir.display();
-        let path = std::path::absolute(output_dir).with_context(|| format!("`{shown}` is no folder's name"))?;
-        // A link to a folder stays a link: the folder behind it is replaced.
-        let path = if path.is_dir() { path.canonicalize().with_context(|| format!("cannot reach `{shown}`"))? } else { path };
-        if path.exists() {
-            ensure!(path.is_dir(), "`{shown}` is a file; name a folder with --output_dir");
-            let empty = fs::read_dir(&path).with_context(|| format!("cannot read `{shown}`"))?.next().is_none();
-            ensure!(
-                empty || Format::ALL.iter().any(|(_, _, name)| path.join(name).exists()),
-                "`{shown}` is there already and is not an export (it has no {FROZEN_GRAPH}, {SAVED_MODEL} or {ONNX}); name another folder with \
-                 --output_dir"
-            );
-        }
-        let parent = path.parent().with_context(|| format!("`{shown}` cannot be replaced"))?;
-        fs::create_dir_all(parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
+        let (path, parent) = place(output_dir)?;
         let temporary = tempfile::Builder::new()
             .prefix(&hidden(&path, "export"))
             // As any new folder: the umask takes away what it must.
             .permissions(Permissions::from_mode(0o777))
-            .tempdir_in(parent)
+            .tempdir_in(&parent)
             .with_context(|| format!("cannot create a folder in `{}`", parent.display()))?;
         Ok(Self { path, temporary })
+    }
+
+    /// Another place: `.NAME.what` beside the first. An earlier export there is replaced; returns the place.
+    ///
+    /// # Errors
+    /// If other things than an export are there.
+    pub fn aim_aside(&mut self, what: &str) -> Result<PathBuf> {
+        let mut name = OsString::from(".");
+        name.push(self.path.file_name().unwrap_or_default());
+        name.push(format!(".{what}"));
+        self.path = place(&self.path.with_file_name(name))?.0;
+        Ok(self.path.clone())
     }
 
     /// The new folder takes the old one's place; files that an export does not have move over from there.
@@ -100,6 +98,26 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// An export's place, absolute, and the folder that it is in, which is made.
+fn place(output_dir: &Path) -> Result<(PathBuf, PathBuf)> {
+    let shown = output_dir.display();
+    let path = std::path::absolute(output_dir).with_context(|| format!("`{shown}` is no folder's name"))?;
+    // A link to a folder stays a link: the folder behind it is replaced.
+    let path = if path.is_dir() { path.canonicalize().with_context(|| format!("cannot reach `{shown}`"))? } else { path };
+    if path.exists() {
+        ensure!(path.is_dir(), "`{shown}` is a file; name a folder with --output_dir");
+        let empty = fs::read_dir(&path).with_context(|| format!("cannot read `{shown}`"))?.next().is_none();
+        ensure!(
+            empty || Format::ALL.iter().any(|(_, _, name)| path.join(name).exists()),
+            "`{shown}` is there already and is not an export (it has no {FROZEN_GRAPH}, {SAVED_MODEL} or {ONNX}); name another folder with \
+             --output_dir"
+        );
+    }
+    let parent = path.parent().with_context(|| format!("`{shown}` cannot be replaced"))?.to_path_buf();
+    fs::create_dir_all(&parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
+    Ok((path, parent))
 }
 
 /// Whether an export, odh's or upstream's, writes a file or folder of this name.

@@ -257,8 +257,9 @@ fn crop(b: &mut Builder, map: Value, regions: &Proposed, boxes: Value, size: [i6
     let inside = b.op("Inside", "And", &inside, &[]); // [R, size[0], size[1]]
     let axis = b.ints("channel", &[1], &[1]);
     let inside = b.op("Inside/channels", "Unsqueeze", &[inside, axis], &[]);
-    let zero = b.float("zero", 0.0);
-    b.op("crops", "Where", &[inside, crops, zero], &[])
+    // A product, since onnxruntime takes four times as long for Where.
+    let share = cast(b, "Inside/ToFloat", inside, DataType::Float);
+    b.op("crops", "Mul", &[crops, share], &[])
 }
 
 /// Averages each bin of each region over its own group of maps: `[N, bins * C, h, w] -> [N * P, C]`.

@@ -1,0 +1,227 @@
+//! `odh export --verify`: every file that was written is run beside the model that it was made from, and what they find compared.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use tch::Device;
+
+use crate::config::label_map::LabelMap;
+use crate::data::image;
+use crate::data::inputs;
+use crate::data::loader::{LoaderOptions, OnePass};
+use crate::detection::boxes::Detections;
+use crate::engine::detect::PictureDetector;
+use crate::engine::eval;
+use crate::engine::loaded::{self, LoadedModel, ModelDetector};
+use crate::export::folder::{ExportInput, Format};
+use crate::export::parity::{Difference, FormatParity, MIN_SCORE, Outcome, Parity, Run};
+use crate::export::runtimes::{Attempt, Found, Pictures, run_in_python};
+use crate::metrics::matching::{PictureDetections, PictureGroundtruth};
+use crate::metrics::pascal::PascalEvaluator;
+use crate::{exit, interrupt, outln};
+
+/// What to verify with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Pictures, folders or globs; else the `records`.
+    pub pictures: Vec<PathBuf>,
+    pub records: Vec<PathBuf>,
+    /// At most so many; 0 for all.
+    pub count: usize,
+    pub tolerance: f32,
+    /// Has TensorFlow and onnxruntime, or one, or neither.
+    pub python: PathBuf,
+}
+
+/// Pictures, and what odh finds on them.
+struct Reference {
+    pictures: Pictures,
+    expected: Vec<Detections>,
+    /// Of each picture; none where the pictures are no records.
+    groundtruth: Option<Vec<PictureGroundtruth>>,
+    num_classes: usize,
+    source: String,
+}
+
+/// Runs what lies in `folder`.
+///
+/// # Errors
+/// If there are no pictures, the model fails, or Ctrl-C was pressed. A drift is none: the report tells it.
+pub fn verify(input: &ExportInput, options: &Options, folder: &Path) -> Result<Parity> {
+    // The formats run on the CPU: so does what they are compared with.
+    let loaded = loaded::load(input.config, input.checkpoint, Device::Cpu)?;
+    let reference = Reference::new(&loaded, input.label_map, options)?;
+    drop(loaded);
+    let mut formats = Vec::new();
+    for (name, format, file) in Format::ALL.into_iter().filter(|&(_, format, _)| input.writes(format)) {
+        let outcome = match attempt(format, &folder.join(file), &reference, options)? {
+            Attempt::Unavailable(reason) => Outcome::NotRun { reason },
+            Attempt::Failed(reason) => Outcome::Failed { reason },
+            Attempt::Ran(found) => Outcome::Ran(reference.compare(&found, options.tolerance)),
+        };
+        formats.push(FormatParity { format: name, file: file.to_string(), outcome });
+    }
+    Ok(Parity {
+        pictures: reference.pictures.len(),
+        map_at_50: reference.map(&reference.expected),
+        source: reference.source,
+        tolerance: options.tolerance,
+        min_score: MIN_SCORE,
+        formats,
+    })
+}
+
+fn attempt(format: Format, file: &Path, reference: &Reference, options: &Options) -> Result<Attempt> {
+    run_in_python(&options.python, format, file, &reference.pictures)
+}
+
+impl Reference {
+    fn new(loaded: &LoadedModel, label_map: &LabelMap, options: &Options) -> Result<Self> {
+        let mut pictures = Pictures::new()?;
+        let limit = if options.count == 0 { usize::MAX } else { options.count };
+        let (source, groundtruth) = if options.pictures.is_empty() {
+            let names: Vec<String> = options.records.iter().map(|path| path.display().to_string()).collect();
+            (names.join(", "), Some(from_records(loaded, label_map, &options.records, limit, &mut pictures)?))
+        } else {
+            let names: Vec<String> = options.pictures.iter().map(|path| path.display().to_string()).collect();
+            for input in inputs::find(&options.pictures, Path::new(""))?.iter().take(limit) {
+                let bytes = std::fs::read(&input.path).with_context(|| format!("cannot read `{}`", input.path.display()))?;
+                pictures.add(&image::decode(&bytes).with_context(|| format!("`{}`", input.path.display()))?)?;
+            }
+            (names.join(", "), None)
+        };
+        ensure!(!pictures.is_empty(), "there are no pictures in {source} to verify the export on");
+        let mut detector = ModelDetector::new(loaded, label_map.clone())?;
+        let expected = detect(&mut detector, &pictures)?.0;
+        Ok(Self { pictures, expected, groundtruth, num_classes: loaded.model.num_classes(), source })
+    }
+
+    fn compare(&self, found: &Found, tolerance: f32) -> Run {
+        let pairs = self.expected.iter().zip(&found.detections);
+        let difference = pairs
+            .map(|(expected, found)| Difference::between(expected, found, tolerance))
+            .fold(Difference::default(), Difference::and);
+        Run {
+            runtime: found.runtime.clone(),
+            difference,
+            map_at_50: self.map(&found.detections),
+            seconds_per_picture: median(&found.seconds),
+            equal: difference.within(tolerance),
+        }
+    }
+
+    /// The mAP@0.5 of detections, where there is groundtruth.
+    fn map(&self, detections: &[Detections]) -> Option<f64> {
+        let mut pascal = PascalEvaluator::new(self.num_classes);
+        for ((groundtruth, found), size) in self.groundtruth.as_ref()?.iter().zip(detections).zip(self.pictures.sizes()) {
+            pascal.add(groundtruth, &PictureDetections::from_normalized(found, size.0, size.1));
+        }
+        Some(pascal.result().map).filter(|map| !map.is_nan())
+    }
+}
+
+/// The first pictures of the records, with what is on them.
+fn from_records(
+    loaded: &LoadedModel,
+    label_map: &LabelMap,
+    records: &[PathBuf],
+    limit: usize,
+    pictures: &mut Pictures,
+) -> Result<Vec<PictureGroundtruth>> {
+    let model = loaded.model.as_ref();
+    let mut loading = LoaderOptions::new(records.to_vec(), 1, model.resizer(), eval::classes(model, label_map));
+    loading.keep_sources = limit;
+    let pass = OnePass::new(loading, Some(limit)).context(
+        "--verify compares on the validation pictures; make them with `odh tfgen`, or name others with --verify_pictures or \
+         --validate_record",
+    )?;
+    let mut all = Vec::new();
+    for batch in pass {
+        let batch = batch?;
+        stop_if_asked()?;
+        for (i, source) in batch.sources.iter().enumerate() {
+            let (height, width) = batch.source_sizes[i];
+            pictures.add(source.as_ref().context("a picture was not kept; this is a bug in odh")?)?;
+            all.push(PictureGroundtruth::from_normalized(&batch.groundtruth[i], height, width));
+        }
+    }
+    Ok(all)
+}
+
+/// What a detector finds on every picture, and how long it takes for each.
+fn detect(detector: &mut dyn PictureDetector, pictures: &Pictures) -> Result<(Vec<Detections>, Vec<f64>)> {
+    let (mut all, mut seconds) = (Vec::new(), Vec::new());
+    for i in 0..pictures.len() {
+        stop_if_asked()?;
+        let picture = pictures.read(i)?;
+        let start = Instant::now();
+        all.push(detector.detect(&picture)?);
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    Ok((all, seconds))
+}
+
+fn stop_if_asked() -> Result<()> {
+    if interrupt::requested() {
+        return Err(exit::interrupted("stopped while the export was verified"));
+    }
+    Ok(())
+}
+
+fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Says what was run and what was not, on the terminal and in the log.
+pub fn report(parity: &Parity) {
+    let map = |map: Option<f64>| map.map_or_else(|| "-".to_string(), |map| format!("{map:.4}"));
+    outln!(
+        "verified on {} pictures of {}, detections over {}, tolerance {:e}, odh's own mAP@0.5 {}:",
+        parity.pictures,
+        parity.source,
+        parity.min_score,
+        parity.tolerance,
+        map(parity.map_at_50)
+    );
+    outln!(
+        "  {:13} {:20} {:>10} {:>8} {:>9} {:>9} {:>8} {:>10}",
+        "format",
+        "run by",
+        "detections",
+        "unpaired",
+        "score",
+        "box",
+        "mAP@0.5",
+        "s/picture"
+    );
+    for FormatParity { format, outcome, .. } in &parity.formats {
+        match outcome {
+            Outcome::NotRun { reason } => {
+                outln!("  {format:13} NOT RUN: {reason}");
+                tracing::warn!("Verify [ {format} : not run, {reason} ]");
+            }
+            Outcome::Failed { reason } => {
+                outln!("  {format:13} FAILED: {reason}");
+                tracing::error!("Verify [ {format} : failed, {reason} ]");
+            }
+            Outcome::Ran(run) => {
+                let Difference { score, bbox, detections, unpaired } = run.difference;
+                outln!(
+                    "  {format:13} {:20} {detections:10} {unpaired:8} {score:9.1e} {bbox:9.1e} {:>8} {:10.3}{}",
+                    run.runtime,
+                    map(run.map_at_50),
+                    run.seconds_per_picture,
+                    if run.equal { "" } else { "  DRIFT" }
+                );
+                tracing::info!(
+                    "Verify [ {format} : {}, {detections} detections, {unpaired} unpaired, score {score:.1e}, box {bbox:.1e}, mAP@0.5 {} ]",
+                    run.runtime,
+                    map(run.map_at_50)
+                );
+            }
+        }
+    }
+}
