@@ -5,7 +5,8 @@
 //! ```text
 //! cli        flags as typed, then as meant; dispatch
 //! commands   one file per subcommand
-//! engine     the training loop, evaluation, checkpoints      export   frozen graphs
+//! engine     the training loop, evaluation, checkpoints      export   files that other programs run
+//! runtime    exported files, run without the model's definition
 //! models     SSD (later Faster R-CNN): predict, loss, postprocess
 //! backbones  networks as data    data  examples, pictures, loader    metrics    config
 //! net        the graph and its executor                     detection  box maths
@@ -33,5 +34,6 @@ pub mod models;
 pub mod net;
 pub mod prompt;
 pub mod proto;
+pub mod runtime;
 #[cfg(test)]
 pub mod testing;

@@ -114,6 +114,9 @@ fn every_models_exports_are_sound() {
         }
         let onnx = detector.onnx(&|name| Ok(vec![0.5; sizes[name]]), &[]).unwrap();
         odh::export::onnx::check::check(&onnx).unwrap_or_else(|e| panic!("{}: {e:#}", zoo.folder));
+        // Compiled by libtorch.
+        let script = detector.torchscript(&|name| Ok(vec![0.5; sizes[name]]), "{}").unwrap();
+        assert_eq!(script.ask("metadata").unwrap().as_deref(), Some("{}"), "{}", zoo.folder);
     }
 }
 
@@ -245,7 +248,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "checkpoint",
     "export.json",
     "frozen_inference_graph.pb",
@@ -254,6 +257,7 @@ const FILES: [&str; 10] = [
     "model.ckpt.data-00000-of-00001",
     "model.ckpt.index",
     "model.onnx",
+    "model.torchscript.pt",
     "pipeline.config",
     "saved_model",
 ];
@@ -271,7 +275,7 @@ fn an_export_has_its_files_and_a_later_one_replaces_it() {
     assert_eq!(names(&output), FILES);
     assert_eq!(names(output.parent().unwrap()), ["모델 1"]);
     assert_eq!(exported.models[0], (output.join(FROZEN_GRAPH), fs::metadata(output.join(FROZEN_GRAPH)).unwrap().len()));
-    assert_eq!(exported.models.len(), 3);
+    assert_eq!(exported.models.len(), 4);
     assert_eq!(fs::read_to_string(output.join("labels.txt")).unwrap(), "cat\n???\n개\n");
     assert_eq!(LabelMap::load(&output.join("label_map.pbtxt")).unwrap(), label_map);
     assert_eq!(odh::config::pipeline::load(&output.join("pipeline.config")).unwrap(), config);
@@ -470,7 +474,9 @@ fn the_command_exports_the_latest_the_best_or_the_named_checkpoint() {
     odh_export(work.path(), &["--best", "--format", "onnx"]).success().stdout(predicates::str::contains("model.ckpt-7 "));
     let files = names(&work.path().join("export_dir/my_model"));
     assert!(files.contains(&"model.onnx".to_string()) && !files.contains(&FROZEN_GRAPH.to_string()), "{files:?}");
-    odh_export(work.path(), &["--format", "tflite"]).code(2).stderr(predicates::str::contains("frozen_graph, saved_model, onnx"));
+    odh_export(work.path(), &["--format", "tflite"])
+        .code(2)
+        .stderr(predicates::str::contains("frozen_graph, saved_model, onnx, torchscript"));
 
     // Without its config beside it.
     let bare = work.path().join("bare");

@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::config::label_map::LabelMap;
 use crate::config::weights::{self, WeightsOptions};
 use crate::config::zoo;
 use crate::data::draw::Annotation;
 use crate::data::inputs::{self, Input};
 use crate::engine::detect::{DetectOptions, DetectSummary, PictureDetector, detect_all};
 use crate::engine::device;
+use crate::engine::exported::ExportedDetector;
 use crate::engine::loaded::{self, ModelDetector};
 use crate::engine::model_files::{self, ModelSource, Search};
+use crate::runtime::torchscript;
 use crate::{exit, interrupt, logging, outln};
 
 const EXAMPLE: &str = "\
@@ -21,6 +24,7 @@ Examples:
   odh detect photos/ 'more/*.png' --min_score 0.3
   odh detect photo.jpg -m ssd_mobilenet_v1_coco           # your training of it, or else the zoo's (COCO's classes)
   odh detect photo.jpg --checkpoint train_dir/MODEL/model.ckpt-2000
+  odh detect photo.jpg -m model.torchscript.pt            # an exported file, which needs nothing beside it
 
 Annotated pictures go into --output_dir under their own names (and the names of the folders below the one given), with
 detections.json and detections.csv, which also have weaker detections, down to a score of 0.2. Pictures are looked at as
@@ -34,7 +38,8 @@ pub struct Args {
     /// Pictures, folders or globs
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// A model's folder, or its name (zoo folder, name in the table, unique prefix) [default: the only one there is]
+    /// A model's folder, its name (zoo folder, name in the table, unique prefix), or an exported TorchScript file [default: the only
+    /// model there is]
     #[arg(short = 'm', long = "model", value_name = "MODEL")]
     model: Option<String>,
     /// Checkpoint to use in place of the latest (PREFIX of PREFIX.index); pipeline.config is beside it
@@ -95,6 +100,11 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Finds and loads the model.
 fn load(args: &Args) -> Result<Box<dyn PictureDetector>> {
+    if let Some(file) = args.model.as_deref().filter(|typed| torchscript::is_file_name(typed)) {
+        let label_map = args.label_file.as_deref().map(LabelMap::load).transpose()?;
+        let device = device::choose(&args.device)?;
+        return Ok(Box::new(ExportedDetector::open(Path::new(file), label_map, device)?));
+    }
     let (export, train) = (args.export_dir.clone(), args.train_dir.clone());
     // A folder that is named is meant: the other's default is then not looked in.
     let roots = match (export, train) {

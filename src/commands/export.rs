@@ -26,8 +26,9 @@ Examples:
   odh export --format onnx --format frozen_graph          # only these
   odh export --verify                                     # and prove that they find what the model finds
 
-export_dir/MODEL/ then has frozen_inference_graph.pb, saved_model/, model.onnx, model.ckpt.*, checkpoint, pipeline.config,
-label_map.pbtxt and labels.txt (line i names class i). An earlier export there is replaced, but only once the new one is complete.";
+export_dir/MODEL/ then has frozen_inference_graph.pb, saved_model/, model.onnx, model.torchscript.pt, model.ckpt.*, checkpoint,
+pipeline.config, label_map.pbtxt and labels.txt (line i names class i). An earlier export there is replaced, but only once the
+new one is complete.";
 
 /// What `odh export` is told.
 #[derive(clap::Args, Debug)]
@@ -54,7 +55,7 @@ pub struct Args {
     /// Folder to write [default: ./export_dir/MODEL]
     #[arg(long = "output_dir", value_name = "FOLDER")]
     output_dir: Option<PathBuf>,
-    /// What to write: frozen_graph, saved_model or onnx; several with commas [default: all]
+    /// What to write: frozen_graph, saved_model, onnx or torchscript; several with commas [default: all]
     #[arg(long = "format", value_name = "FORMAT", value_delimiter = ',', value_parser = format)]
     formats: Vec<Format>,
     /// Run every file that was written, on pictures of the validation split, and compare with the model; a drift is exit code 3

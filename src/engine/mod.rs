@@ -5,6 +5,7 @@ pub mod detect;
 pub mod device;
 pub mod eval;
 pub mod eval_report;
+pub mod exported;
 pub mod learning_rate;
 pub mod loaded;
 pub mod model_files;

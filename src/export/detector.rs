@@ -4,10 +4,11 @@ use anyhow::{Result, bail};
 
 use super::layers::ReadVariable;
 use super::ssd::SsdExport;
-use super::{graph_def, onnx};
+use super::{graph_def, onnx, torchscript};
 use crate::models::DetectionModel;
 use crate::models::faster_rcnn::FasterRcnn;
 use crate::models::ssd::Ssd;
+use crate::net::shim::Script;
 use crate::proto::object_detection::protos as pb;
 use crate::proto::onnx::ModelProto;
 use crate::proto::tensorflow::GraphDef;
@@ -59,6 +60,19 @@ impl Detector {
         match self {
             Self::Ssd(model) => onnx::ssd::onnx(&SsdExport::new(model), variables, metadata),
             Self::FasterRcnn(model) => onnx::faster_rcnn::onnx(model, variables, metadata),
+        }
+    }
+
+    /// The model as model.torchscript.pt.
+    ///
+    /// * `metadata`: what readers may ask the file for.
+    ///
+    /// # Errors
+    /// If a variable cannot be read, or libtorch lacks an operation.
+    pub fn torchscript(&self, variables: &ReadVariable, metadata: &str) -> Result<Script> {
+        match self {
+            Self::Ssd(model) => torchscript::ssd::torchscript(&SsdExport::new(model), variables, metadata),
+            Self::FasterRcnn(model) => torchscript::faster_rcnn::torchscript(model, variables, metadata),
         }
     }
 

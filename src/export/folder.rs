@@ -1,6 +1,6 @@
 //! The export folder: a model in other programs' formats with the checkpoint, config and label map that it was made from.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,13 +12,14 @@ use super::manifest::Facts;
 use super::parity::Parity;
 use super::saved_model::saved_model;
 use super::target::Target;
-use super::{graph_def, onnx};
+use super::{graph_def, onnx, torchscript};
 use crate::config::label_map::LabelMap;
 use crate::config::pipeline;
 use crate::formats::atomic_file;
 use crate::formats::checkpoint_state::{self, CheckpointState};
 use crate::formats::tensor_bundle::{BundleReader, BundleWriter};
 use crate::net::graph::Variable;
+use crate::net::shim::{self, Script};
 use crate::proto::object_detection::protos as pb;
 use crate::proto::tensorflow::DataType;
 use crate::{exit, interrupt};
@@ -42,6 +43,8 @@ const NO_LABEL: &str = "???";
 pub const SAVED_MODEL: &str = "saved_model";
 /// The ONNX model's file name.
 pub const ONNX: &str = "model.onnx";
+/// The TorchScript module's file name.
+pub const TORCHSCRIPT: &str = "model.torchscript.pt";
 
 /// What a model can be written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,14 +52,16 @@ pub enum Format {
     FrozenGraph,
     SavedModel,
     Onnx,
+    TorchScript,
 }
 
 impl Format {
     /// All, with the names they are asked for by and where they stand in the export folder.
-    pub const ALL: [(&'static str, Format, &'static str); 3] = [
+    pub const ALL: [(&'static str, Format, &'static str); 4] = [
         ("frozen_graph", Self::FrozenGraph, FROZEN_GRAPH),
         ("saved_model", Self::SavedModel, SAVED_MODEL),
         ("onnx", Self::Onnx, ONNX),
+        ("torchscript", Self::TorchScript, TORCHSCRIPT),
     ];
 
     /// The name that it is asked for by.
@@ -119,6 +124,9 @@ pub fn run(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
         "the label map's largest id is {classes}, but the model has {} classes: it was trained with another label map",
         model.num_classes()
     );
+    if input.writes(Format::TorchScript) {
+        shim::init()?;
+    }
     let reader = BundleReader::open(input.checkpoint)?;
     fits(&reader, model.variables()).with_context(|| format!("cannot export `{}`", input.checkpoint.display()))?;
     let mut target = Target::new(input.output_dir)?;
@@ -147,13 +155,17 @@ pub fn run(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
         onnx::check::check(&model).context("the ONNX model is not sound; this is a bug in odh")?;
         written(ONNX, write_message(&folder.join(ONNX), &model)?);
     }
+    let name = input.output_dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    if input.writes(Format::TorchScript) {
+        let path = folder.join(TORCHSCRIPT);
+        written(TORCHSCRIPT, write_script(&path, &detector.torchscript(&read, &facts.json(&name)?)?)?);
+    }
     let step = copy_variables(&reader, model.variables(), &folder.join(CHECKPOINT))?;
     let prefix = folder.join(CHECKPOINT);
     checkpoint_state::write(folder, &CheckpointState { latest: prefix.clone(), all: vec![prefix] })?;
     atomic_file::write(&folder.join(PIPELINE_CONFIG), pipeline::to_text(input.config).as_bytes())?;
     atomic_file::write(&folder.join(LABEL_MAP), input.label_map.to_text()?.as_bytes())?;
     atomic_file::write(&folder.join(LABELS), labels(input.label_map).as_bytes())?;
-    let name = input.output_dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let parity = verify.map(|verify| verify(folder)).transpose()?;
     let manifest = facts.manifest(&name, step, parity.as_ref(), folder)?;
     atomic_file::write(&folder.join(EXPORT_JSON), manifest.as_bytes())?;
@@ -207,6 +219,16 @@ fn write_message<M: Message + Default + PartialEq>(path: &Path, message: &M) -> 
     let back = M::decode(Bytes::from(bytes)).with_context(|| format!("`{}` is damaged", path.display()))?;
     ensure!(back == *message, "`{}` does not hold what was written to it; is the disk failing?", path.display());
     Ok(length)
+}
+
+/// Writes a TorchScript file, then reads it back and compares.
+fn write_script(path: &Path, script: &Script) -> Result<u64> {
+    script.save(path)?;
+    let failed = || format!("cannot write `{}`", path.display());
+    let file = File::open(path).with_context(failed)?;
+    file.sync_all().with_context(failed)?;
+    torchscript::check::check(path, script)?;
+    Ok(file.metadata().with_context(failed)?.len())
 }
 
 /// The model's variables, without an optimizer's; and `global_step`, whose value is returned.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::net::graph::{BatchNorm, Graph, NodeId, Op, VariableId};
+use crate::net::graph::{BatchNorm, Graph, NodeId, Op, VariableId, VariableKind};
 
 /// Gives a variable's values by its name, in TensorFlow's layout.
 pub type ReadVariable<'a> = dyn Fn(&str) -> Result<Vec<f32>> + 'a;
@@ -67,6 +67,40 @@ impl<'a> Layers<'a> {
             *value = (f64::from(*value) * affine.scale[i % channels]) as f32;
         }
         Ok((values, true))
+    }
+
+    /// The folded weights of a convolution as `[O, I / groups, H, W]`: the sides, and the values.
+    pub fn convolution(&self, id: NodeId, weights: VariableId) -> Result<([i64; 4], Vec<f32>)> {
+        let variable = self.graph.variable(weights);
+        let (values, _) = self.weights(id, weights)?;
+        let [h, w, i, o] = variable.shape[..] else { bail!("{} has shape {:?}, not four sides", variable.name, variable.shape) };
+        let (dims, outer, inner) = match variable.kind {
+            VariableKind::Convolution => ([o, i, h, w], i, o),
+            // The outputs of one input channel stand together in both.
+            VariableKind::DepthwiseConvolution => ([i * o, 1, h, w], 1, i * o),
+            kind => bail!("{} is {kind:?}, not a convolution's", variable.name),
+        };
+        let (area, outer, inner) = ((h * w) as usize, outer as usize, inner as usize);
+        let mut turned = Vec::with_capacity(values.len());
+        for output in 0..inner {
+            for channel in 0..outer {
+                turned.extend((0..area).map(|cell| values[(cell * outer + channel) * inner + output]));
+            }
+        }
+        Ok((dims, turned))
+    }
+
+    /// What is added behind a layer, and the node whose value that gives: the batch norm or biases that alone read it.
+    pub fn bias(&self, id: NodeId) -> Result<(NodeId, Option<Vec<f32>>)> {
+        let Some(next) = self.sole_reader(id) else { return Ok((id, None)) };
+        Ok(match &self.graph.node(next).op {
+            Op::BatchNorm(norm) => {
+                let shift = self.affine(norm, self.graph.channels(id))?.shift;
+                (next, Some(shift.iter().map(|&v| v as f32).collect()))
+            }
+            Op::BiasAdd { biases } => (next, Some(self.read(*biases)?)),
+            _ => (id, None),
+        })
     }
 
     /// A batch norm with its stored statistics.

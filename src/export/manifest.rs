@@ -109,6 +109,20 @@ impl Facts {
         ])
     }
 
+    /// The facts as one JSON text, with the export's name: what a TorchScript file's `metadata` says.
+    ///
+    /// # Errors
+    /// If they cannot be written as JSON.
+    pub fn json(&self, model: &str) -> Result<String> {
+        #[derive(Serialize)]
+        struct Named<'a> {
+            model: &'a str,
+            #[serde(flatten)]
+            facts: &'a Facts,
+        }
+        Ok(serde_json::to_string(&Named { model, facts: self })?)
+    }
+
     /// The text of export.json for the files that stand below `folder`.
     ///
     /// * `model`: the export's name; `step`: of its checkpoint; `parity`: what a verification found.

@@ -11,3 +11,4 @@ pub mod runtimes;
 pub mod saved_model;
 pub mod ssd;
 mod target;
+pub mod torchscript;

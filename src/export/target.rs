@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-use super::folder::{EXPORT_JSON, FROZEN_GRAPH, Format, LABEL_MAP, LABELS, ONNX, PIPELINE_CONFIG, SAVED_MODEL};
+use super::folder::{EXPORT_JSON, FROZEN_GRAPH, Format, LABEL_MAP, LABELS, ONNX, PIPELINE_CONFIG, SAVED_MODEL, TORCHSCRIPT};
 use crate::formats::checkpoint_state;
 
 /// Where the export goes, and where it is made.
@@ -111,7 +111,7 @@ fn place(output_dir: &Path) -> Result<(PathBuf, PathBuf)> {
         let empty = fs::read_dir(&path).with_context(|| format!("cannot read `{shown}`"))?.next().is_none();
         ensure!(
             empty || Format::ALL.iter().any(|(_, _, name)| path.join(name).exists()),
-            "`{shown}` is there already and is not an export (it has no {FROZEN_GRAPH}, {SAVED_MODEL} or {ONNX}); name another folder with \
+            "`{shown}` is there already and is not an export (it has no {FROZEN_GRAPH}, {SAVED_MODEL}, {ONNX} or {TORCHSCRIPT}); name another folder with \
              --output_dir"
         );
     }

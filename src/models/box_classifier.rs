@@ -34,8 +34,8 @@ const MATCHER: ArgMaxMatcher = ArgMaxMatcher {
 };
 
 /// Bytes of crops that are classified at a time in inference; fewer take less memory, more keep a GPU busy.
-const CROPS_CPU: usize = 96 << 20;
-const CROPS_GPU: usize = 768 << 20;
+pub const CROPS_CPU: usize = 96 << 20;
+pub const CROPS_GPU: usize = 768 << 20;
 
 /// How proposals meet the map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@ pub mod graph;
 pub mod hyperparams;
 mod inference;
 pub mod layers;
-mod operations;
+pub mod operations;
 mod plan;
 pub mod shim;
 pub mod variables;

@@ -103,9 +103,9 @@ pub fn apply<'v>(op: &Op, x: &[&Tensor], channels: i64, var: &impl Fn(VariableId
     })
 }
 
-/// How libtorch pools with the window's padding without a padded copy: the cells before the map, and whether windows may overhang behind it.
-fn pool_padding(x: &Tensor, window: &Window) -> Option<([i64; 2], bool)> {
-    let size = [x.size()[2], x.size()[3]];
+/// How libtorch pools a map of `[height, width]` with the window's padding without a padded copy: the cells before the map, and whether
+/// windows may overhang behind it.
+pub fn pool_padding(size: [i64; 2], window: &Window) -> Option<([i64; 2], bool)> {
     let [top, left, _, _] = window.pads(size[0], size[1]);
     let before = [top, left];
     if (0..2).any(|i| 2 * before[i] > window.kernel[i]) {
@@ -131,7 +131,7 @@ fn max_pool(x: &Tensor, window: &Window) -> Result<Tensor> {
         return Ok(cells);
     }
     let pool = |x: &Tensor, padding, overhang| x.f_max_pool2d(window.kernel, window.stride, padding, window.dilation, overhang);
-    if let Some((padding, overhang)) = pool_padding(x, window) {
+    if let Some((padding, overhang)) = pool_padding([x.size()[2], x.size()[3]], window) {
         return Ok(pool(x, padding, overhang)?);
     }
     let [top, left, bottom, right] = window.pads(x.size()[2], x.size()[3]);
@@ -143,7 +143,7 @@ fn avg_pool(x: &Tensor, window: &Window) -> Result<Tensor> {
     if let Some(cells) = every_nth(x, window)? {
         return Ok(cells);
     }
-    if let Some((padding, overhang)) = pool_padding(x, window) {
+    if let Some((padding, overhang)) = pool_padding([x.size()[2], x.size()[3]], window) {
         // Without `count_include_pad`: the mean is over the cells inside the map.
         return Ok(x.f_avg_pool2d(window.kernel, window.stride, padding, overhang, false, None)?);
     }

@@ -12,10 +12,12 @@ use torch_sys::C_tensor;
 mod crops;
 mod ops;
 mod optimizer;
+mod script;
 
 pub use crops::crop_and_resize;
 pub use ops::{Act, BatchNorm, ConvGeometry, Form, affine_act, batch_norm_train, depthwise_conv2d};
 pub use optimizer::{Rule, Update, l2_loss, optimizer_step, take_grad};
+pub use script::Script;
 
 /// The libtorch that tch is generated for. Another one links by luck and computes by luck.
 const LIBTORCH_VERSION: &str = "2.11.0";

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use super::builder::{Attribute, Builder, Value};
 use crate::export::layers::{Layers, ReadVariable};
-use crate::net::graph::{Activation, Graph, NodeId, Op, Padding, VariableId, VariableKind, Window};
+use crate::net::graph::{Activation, Graph, NodeId, Op, Padding, Window};
 
 /// "To the end" of a slice.
 const END: i64 = i64::MAX;
@@ -54,8 +54,9 @@ fn write(b: &mut Builder, layers: &Layers, id: NodeId, input: Value, values: &Ha
         Op::Input => plain(input),
         Op::Conv2d { weights, window } | Op::DepthwiseConv2d { weights, window } => {
             let depthwise = matches!(node.op, Op::DepthwiseConv2d { .. });
-            let (result, bias) = bias(layers, id)?;
-            let mut operands = vec![x, convolution_weights(b, layers, id, *weights)?];
+            let (result, bias) = layers.bias(id)?;
+            let (dims, values) = layers.convolution(id, *weights)?;
+            let mut operands = vec![x, b.floats(&graph.variable(*weights).name, &dims, &values)];
             if let Some(bias) = bias {
                 operands.push(b.floats(&format!("{name}/bias"), &[node.channels], &bias));
             }
@@ -65,7 +66,7 @@ fn write(b: &mut Builder, layers: &Layers, id: NodeId, input: Value, values: &Ha
             (result, b.op(name, "Conv", &operands, &attributes))
         }
         Op::FullyConnected { weights } => {
-            let (result, bias) = bias(layers, id)?;
+            let (result, bias) = layers.bias(id)?;
             let variable = graph.variable(*weights);
             let (values, _) = layers.weights(id, *weights)?;
             let mut operands = vec![x, b.floats(&variable.name, &variable.shape, &values)];
@@ -119,40 +120,6 @@ fn write(b: &mut Builder, layers: &Layers, id: NodeId, input: Value, values: &Ha
         // Only training drops anything.
         Op::Dropout { .. } | Op::DropPath { .. } => plain(x),
     })
-}
-
-/// What is added behind a layer, and the node whose value that gives: the batch norm or biases that alone read it.
-fn bias(layers: &Layers, id: NodeId) -> Result<(NodeId, Option<Vec<f32>>)> {
-    let Some(next) = layers.sole_reader(id) else { return Ok((id, None)) };
-    Ok(match &layers.graph.node(next).op {
-        Op::BatchNorm(norm) => {
-            let shift = layers.affine(norm, layers.graph.channels(id))?.shift;
-            (next, Some(shift.iter().map(|&v| v as f32).collect()))
-        }
-        Op::BiasAdd { biases } => (next, Some(layers.read(*biases)?)),
-        _ => (id, None),
-    })
-}
-
-/// The folded weights as `[O, I / groups, H, W]`.
-fn convolution_weights(b: &mut Builder, layers: &Layers, id: NodeId, weights: VariableId) -> Result<Value> {
-    let variable = layers.graph.variable(weights);
-    let (values, _) = layers.weights(id, weights)?;
-    let [h, w, i, o] = variable.shape[..] else { bail!("{} has shape {:?}, not four sides", variable.name, variable.shape) };
-    let (dims, outer, inner) = match variable.kind {
-        VariableKind::Convolution => ([o, i, h, w], i, o),
-        // The outputs of one input channel stand together in both.
-        VariableKind::DepthwiseConvolution => ([i * o, 1, h, w], 1, i * o),
-        kind => bail!("{} is {kind:?}, not a convolution's", variable.name),
-    };
-    let (area, outer, inner) = ((h * w) as usize, outer as usize, inner as usize);
-    let mut turned = Vec::with_capacity(values.len());
-    for output in 0..inner {
-        for channel in 0..outer {
-            turned.extend((0..area).map(|cell| values[(cell * outer + channel) * inner + output]));
-        }
-    }
-    Ok(b.floats(&variable.name, &dims, &turned))
 }
 
 /// Kernel, stride and padding.

@@ -1,0 +1,3 @@
+//! Exported files, run without the model's definition.
+
+pub mod torchscript;

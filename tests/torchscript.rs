@@ -1,0 +1,344 @@
+//! model.torchscript.pt: what the file finds is what the model finds, whatever the picture's size; and `odh detect --model FILE`.
+
+mod common;
+#[allow(dead_code)]
+#[path = "common/reference.rs"]
+mod reference;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use odh::config::label_map::LabelMap;
+use odh::config::{pipeline, zoo};
+use odh::data::encode;
+use odh::data::image::{Format, RgbImage};
+use odh::data::resize::{Resizer, resize_bilinear};
+use odh::detection::boxes::Detections;
+use odh::export::detector::Detector;
+use odh::export::folder::{self, ExportInput, TORCHSCRIPT};
+use odh::formats::tensor_bundle::{self, TensorData};
+use odh::models::Frozen;
+use odh::net::shim;
+use odh::net::variables::Variables;
+use odh::proto::object_detection::protos as pb;
+use odh::runtime::torchscript::TorchScriptModel;
+use tch::{Device, Tensor};
+
+/// Of scores and of normalized box sides.
+const TOLERANCE: f32 = 1e-5;
+
+/// A zoo model's config with three classes and some of its text replaced.
+fn config(name: &str, replaced: &[(&str, &str)]) -> pb::TrainEvalPipelineConfig {
+    let mut text = zoo::resolve(name).unwrap().built_in_config().replace("num_classes: 90", "num_classes: 3");
+    for (from, to) in replaced {
+        assert!(text.contains(from), "{name}: no `{from}`");
+        text = text.replace(from, to);
+    }
+    let config = pipeline::parse(&text, name).unwrap();
+    pipeline::check_supported(&config).unwrap();
+    config
+}
+
+fn ssd(name: &str) -> pb::TrainEvalPipelineConfig {
+    config(name, &[("height: 300", "height: 96"), ("width: 300", "width: 160")])
+}
+
+/// A Faster R-CNN or R-FCN for small pictures, with few proposals, and some change.
+fn two_stages(name: &str, change: impl FnOnce(&mut pb::FasterRcnn)) -> pb::TrainEvalPipelineConfig {
+    use pb::anchor_generator::AnchorGeneratorOneof as A;
+    let mut config = config(name, &[]);
+    let Some(pb::detection_model::Model::FasterRcnn(model)) = config.model.as_mut().unwrap().model.as_mut() else {
+        panic!("{name}")
+    };
+    let generator = model.first_stage_anchor_generator.as_mut().unwrap().anchor_generator_oneof.as_mut().unwrap();
+    let A::GridAnchorGenerator(grid) = generator else { panic!("{generator:?}") };
+    grid.scales = vec![0.125, 0.25];
+    model.first_stage_max_proposals = Some(12);
+    model.second_stage_batch_size = Some(8);
+    resized(model, 96, 200);
+    change(model);
+    pipeline::check_supported(&config).unwrap();
+    config
+}
+
+fn resized(model: &mut pb::FasterRcnn, min: i32, max: i32) {
+    use pb::image_resizer::ImageResizerOneof as R;
+    let size = pb::KeepAspectRatioResizer { min_dimension: Some(min), max_dimension: Some(max), ..Default::default() };
+    model.image_resizer.as_mut().unwrap().image_resizer_oneof = Some(R::KeepAspectRatioResizer(size));
+}
+
+fn fixed(model: &mut pb::FasterRcnn, height: i32, width: i32) {
+    use pb::image_resizer::ImageResizerOneof as R;
+    let size = pb::FixedShapeResizer { height: Some(height), width: Some(width), ..Default::default() };
+    model.image_resizer.as_mut().unwrap().image_resizer_oneof = Some(R::FixedShapeResizer(size));
+}
+
+/// A model in memory, and as the file that it is exported to.
+struct Both {
+    frozen: Box<dyn Frozen>,
+    resizer: Resizer,
+    file: TorchScriptModel,
+}
+
+impl Both {
+    fn new(config: &pb::TrainEvalPipelineConfig) -> Self {
+        shim::init().unwrap();
+        let detector = Detector::from_config(config).unwrap();
+        let mut variables = Variables::zeros(detector.model().variables(), Device::Cpu).unwrap();
+        reference::set_regenerated_weights(&mut variables);
+        let read = |name: &str| variables.to_tensorflow(variables.position(name).unwrap());
+        let metadata = r#"{"model": "m", "odh_version": "0", "classes": [{"id": 1, "name": "a"}], "more": 1}"#;
+        let script = detector.torchscript(&read, metadata).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(TORCHSCRIPT);
+        script.save(&path).unwrap();
+        odh::export::torchscript::check::check(&path, &script).unwrap();
+        let file = TorchScriptModel::open(&path, Device::Cpu).unwrap();
+        Self { frozen: detector.model().freeze(&variables).unwrap(), resizer: detector.model().resizer(), file }
+    }
+
+    /// As `odh detect` has it.
+    fn expected(&self, picture: &[u8], [height, width]: [usize; 2]) -> Detections {
+        let (h, w) = self.resizer.size_for((height, width));
+        let resized = resize_bilinear(picture, height, width, 3, h, w);
+        let images = Tensor::from_slice(&resized).view([1, h as i64, w as i64, 3]);
+        self.frozen.detect(&images).unwrap().remove(0)
+    }
+
+    fn compare(&self, what: &str, size: [usize; 2]) {
+        let picture = noise(size, 1);
+        let expected = self.expected(&picture, size);
+        let found = self.file.detect(&tensor(&picture, size)).unwrap();
+        assert_eq!(found.len(), 1, "{what}");
+        assert_same(&format!("{what} {size:?}"), &expected, &found[0]);
+    }
+}
+
+fn tensor(pictures: &[u8], [height, width]: [usize; 2]) -> Tensor {
+    Tensor::from_slice(pictures).view([-1, height as i64, width as i64, 3])
+}
+
+/// Smooth noise, so that resizing does not make it grey.
+fn noise([height, width]: [usize; 2], seed: usize) -> Vec<u8> {
+    let value = |y: usize, x: usize, c: usize| {
+        let at = (y * (3 + seed)) as f32 * 0.11 + (x * (5 + c)) as f32 * 0.07 + (x * y) as f32 * 0.001 + c as f32;
+        (127.5 + 127.5 * at.sin()) as u8
+    };
+    (0..height * width * 3).map(|i| value(i / 3 / width, i / 3 % width, i % 3)).collect()
+}
+
+/// Every detection of one side has its own partner of the same class on the other, near in score and place.
+#[track_caller]
+fn assert_same(what: &str, expected: &Detections, found: &Detections) {
+    assert_eq!(expected.scores.len(), found.scores.len(), "{what}");
+    assert!(!expected.scores.is_empty(), "{what}: nothing to compare");
+    let mut free: Vec<usize> = (0..found.scores.len()).collect();
+    for i in 0..expected.scores.len() {
+        let off = |j: usize| {
+            let boxes = expected.boxes[i].iter().zip(&found.boxes[j]).map(|(a, b)| (a - b).abs());
+            boxes.fold((expected.scores[i] - found.scores[j]).abs(), f32::max)
+        };
+        let same = free.iter().copied().filter(|&j| found.classes[j] == expected.classes[i]);
+        let nearest = same.min_by(|&a, &b| off(a).total_cmp(&off(b))).unwrap_or_else(|| panic!("{what}: {i} has no partner"));
+        assert!(off(nearest) <= TOLERANCE, "{what}: {i} is {} off", off(nearest));
+        free.retain(|&j| j != nearest);
+    }
+}
+
+const SIZES: [[usize; 2]; 5] = [[1, 1], [300, 300], [40, 640], [320, 20], [96, 160]];
+
+#[test]
+fn an_ssds_file_finds_what_the_model_finds_in_pictures_of_any_size() {
+    for name in ["ssd_mobilenet_v1_coco", "ssd_mobilenet_v2_coco", "ssd_inception_v2_coco"] {
+        let both = Both::new(&ssd(name));
+        SIZES.iter().for_each(|&size| both.compare(name, size));
+    }
+}
+
+#[test]
+fn a_batch_finds_what_each_picture_finds_alone() {
+    let configs = [ssd("ssd_mobilenet_v1_coco"), two_stages("faster_rcnn_inception_v2_coco", |_| {})];
+    for (what, config) in ["SSD", "Faster R-CNN"].iter().zip(&configs) {
+        let both = Both::new(config);
+        let size = [100, 150];
+        let mut pictures: Vec<Vec<u8>> = (0..3).map(|seed| noise(size, seed)).collect();
+        // A grey picture, given as three channels.
+        pictures[2].chunks_exact_mut(3).for_each(|pixel| pixel.fill(pixel[0]));
+        let found = both.file.detect(&tensor(&pictures.concat(), size)).unwrap();
+        assert_eq!(found.len(), 3);
+        for (i, (picture, found)) in pictures.iter().zip(&found).enumerate() {
+            assert_same(&format!("{what} picture {i}"), &both.expected(picture, size), found);
+        }
+    }
+}
+
+#[test]
+fn a_faster_rcnns_file_finds_what_the_model_finds_in_pictures_of_any_size() {
+    let name = "faster_rcnn_inception_v2_coco";
+    let both = Both::new(&two_stages(name, |_| {}));
+    SIZES.iter().for_each(|&size| both.compare(name, size));
+    let both = Both::new(&two_stages(name, |m| fixed(m, 70, 90)));
+    SIZES[1..3].iter().for_each(|&size| both.compare("a fixed size", size));
+    // ResNet's paddings and its second stage; without pooling of the crops.
+    let changed = two_stages("faster_rcnn_resnet50_coco", |m| {
+        m.initial_crop_size = Some(5);
+        m.maxpool_kernel_size = Some(1);
+        m.maxpool_stride = Some(1);
+    });
+    SIZES[1..3].iter().for_each(|&size| Both::new(&changed).compare("resnet50", size));
+}
+
+#[test]
+fn an_rfcns_file_finds_what_the_model_finds_in_pictures_of_any_size() {
+    use pb::box_predictor::BoxPredictorOneof as P;
+    let rfcn = |bins: [i32; 2], crop: [i32; 2]| {
+        two_stages("faster_rcnn_inception_v2_coco", |m| {
+            let predictor = pb::RfcnBoxPredictor {
+                num_spatial_bins_height: Some(bins[0]),
+                num_spatial_bins_width: Some(bins[1]),
+                depth: Some(32),
+                crop_height: Some(crop[0]),
+                crop_width: Some(crop[1]),
+                ..Default::default()
+            };
+            m.second_stage_box_predictor.as_mut().unwrap().box_predictor_oneof = Some(P::RfcnBoxPredictor(predictor));
+        })
+    };
+    let both = Both::new(&rfcn([3, 3], [18, 18]));
+    SIZES.iter().for_each(|&size| both.compare("R-FCN", size));
+    // One sample a bin lies in its middle.
+    Both::new(&rfcn([2, 3], [8, 3])).compare("R-FCN of other bins", [200, 300]);
+}
+
+/// The paddings and poolings of the large backbones, on maps whose size is not known beforehand.
+#[test]
+#[ignore = "minutes and some GiB"]
+fn the_large_backbones_files_find_what_the_models_find() {
+    for name in
+        ["faster_rcnn_resnet101_coco", "rfcn_resnet101_coco", "faster_rcnn_inception_resnet_v2_atrous_coco", "faster_rcnn_nas"]
+    {
+        let both = Both::new(&two_stages(name, |m| resized(m, 96, 200)));
+        [[301, 300], [40, 640]].iter().for_each(|&size| both.compare(name, size));
+    }
+}
+
+#[test]
+fn what_is_no_batch_of_pictures_is_refused_in_words() {
+    let both = Both::new(&ssd("ssd_mobilenet_v1_coco"));
+    for wrong in [Tensor::from_slice(&[1u8, 2, 3]), Tensor::from_slice(&[1f32; 12]).view([1, 2, 2, 3])] {
+        let error = both.file.detect(&wrong).unwrap_err().to_string();
+        assert!(error.contains("uint8 [N, height, width, 3]"), "{error}");
+    }
+    let none = Tensor::from_slice::<u8>(&[]).view([0, 4, 4, 3]);
+    assert!(format!("{:#}", both.file.detect(&none).unwrap_err()).contains("image_tensor must be"));
+}
+
+/// An exported folder of the zoo's smallest model with 3 classes, and the folder above it.
+fn exported() -> (tempfile::TempDir, PathBuf) {
+    let work = tempfile::tempdir().unwrap();
+    let config = ssd("ssd_mobilenet_v1_0.75_depth_coco");
+    let detector = Detector::from_config(&config).unwrap();
+    let tensors: Vec<(String, TensorData)> = detector
+        .model()
+        .variables()
+        .iter()
+        .map(|v| (v.name.clone(), TensorData::from_f32(&v.shape, &reference::weight(&v.name, &v.shape))))
+        .collect();
+    let prefix = work.path().join("model.ckpt-1");
+    tensor_bundle::write(&prefix, tensors.iter().map(|(n, t)| (n.as_str(), t.clone()))).unwrap();
+    let label_map = LabelMap::parse("item { id: 1 name: 'cat' } item { id: 3 name: 'dog' display_name: '개' }", "map").unwrap();
+    let output = work.path().join("export_dir/모델");
+    folder::run(&ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &output, formats: &[] })
+        .unwrap();
+    (work, output)
+}
+
+fn detect(folder: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("odh"));
+    let output = command.current_dir(folder).arg("detect").args(arguments).args(["--device", "cpu"]).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn detections(folder: &Path) -> serde_json::Value {
+    serde_json::from_slice(&fs::read(folder.join("detections.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn the_command_takes_the_file_alone_and_finds_the_same() {
+    let (work, export) = exported();
+    let folder = work.path();
+    fs::create_dir(folder.join("photos")).unwrap();
+    for (name, height, width) in [("a.png", 60, 90), ("b.jpg", 200, 33)] {
+        let picture = RgbImage { width, height, data: noise([height, width], 1) };
+        let format = if name.ends_with("png") { Format::Png } else { Format::Jpeg };
+        fs::write(folder.join("photos").join(name), encode::encode(&picture, format).unwrap()).unwrap();
+    }
+    let with = |model: &str, output: &str| {
+        let (code, said) = detect(folder, &["photos", "-m", model, "--min_score", "0.1", "--output_dir", output]);
+        assert_eq!(code, Some(0), "{said}");
+        detections(&folder.join(output))
+    };
+    let expected = with("모델", "by_name");
+    let alone = folder.join("elsewhere.pt");
+    fs::copy(export.join(TORCHSCRIPT), &alone).unwrap();
+    let found = with("elsewhere.pt", "by_file");
+    let (mut rows, mut korean) = (0, 0);
+    for (name, expected) in expected.as_object().unwrap() {
+        let both = [expected, &found[name]].map(|picture| {
+            let list = picture["detections"].as_array().unwrap().iter();
+            let class = |d: &serde_json::Value| d["class_id"].as_u64().unwrap() as usize;
+            let number = |v: &serde_json::Value| v.as_f64().unwrap() as f32;
+            korean += list.clone().filter(|d| d["class"] == "개" && class(d) == 3).count();
+            Detections {
+                boxes: list.clone().map(|d| std::array::from_fn(|i| number(&d["box"][i]))).collect(),
+                scores: list.clone().map(|d| number(&d["score"])).collect(),
+                classes: list.map(class).collect(),
+            }
+        });
+        assert_same(name, &both[0], &both[1]);
+        rows += both[0].scores.len();
+        assert!(folder.join("by_file").join(name).is_file());
+    }
+    assert!(korean > 0, "no detection of a class with another display name");
+    assert_eq!(fs::read_to_string(folder.join("by_file/detections.csv")).unwrap().lines().count(), rows + 1);
+    // Other names for the classes.
+    fs::write(folder.join("map.pbtxt"), "item { id: 3 name: 'fox' }").unwrap();
+    let (code, said) =
+        detect(folder, &["photos/a.png", "-m", "elsewhere.pt", "-l", "map.pbtxt", "--output_dir", "named", "--min_score", "0.1"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(detections(&folder.join("named"))["a.png"].to_string().contains("fox"));
+}
+
+#[test]
+fn a_file_that_cannot_be_run_is_named_with_what_can_be_run_instead() {
+    let (work, export) = exported();
+    let folder = work.path();
+    let picture = RgbImage { width: 4, height: 4, data: vec![9; 48] };
+    fs::write(folder.join("a.png"), encode::encode(&picture, Format::Png).unwrap()).unwrap();
+    let fails = |model: &str, parts: &[&str]| {
+        let (code, said) = detect(folder, &["a.png", "-m", model]);
+        assert_eq!(code, Some(1), "{model}: {said}");
+        assert!(parts.iter().all(|part| said.contains(part)), "{model}: {said}");
+        assert!(!said.contains("panicked") && !said.contains("RUST_BACKTRACE"), "{said}");
+    };
+    fails("export_dir/모델/frozen_inference_graph.pb", &["TensorFlow runs", TORCHSCRIPT]);
+    fails("export_dir/모델/model.onnx", &["onnxruntime runs", TORCHSCRIPT]);
+    fails("gone.pt", &["`gone.pt`", "not there"]);
+    let good = fs::read(export.join(TORCHSCRIPT)).unwrap();
+    for keep in [4, 100, good.len() / 2, good.len() - 10] {
+        fs::write(folder.join("cut.pt"), &good[..keep]).unwrap();
+        fails("cut.pt", &["`cut.pt`", "damaged"]);
+    }
+    // A bit of a weight, of the code, and of the checksum of the last file in the directory at the end.
+    let entry = good.windows(4).rposition(|w| w == b"PK\x01\x02").unwrap();
+    let name = b"code/__torch__.py";
+    let code = good.windows(name.len()).position(|w| w == name).unwrap() + name.len();
+    for at in [good.len() / 2, code + 500, entry + 16] {
+        let mut bad = good.clone();
+        bad[at] ^= 4;
+        let name = format!("bad_{at}.pt");
+        fs::write(folder.join(&name), &bad).unwrap();
+        fails(&name, &[&name, "damaged"]);
+    }
+}
