@@ -23,7 +23,7 @@ use odh::net::shim;
 use odh::net::variables::Variables;
 use odh::proto::object_detection::protos as pb;
 use odh::runtime::torchscript::TorchScriptModel;
-use tch::{Device, Tensor};
+use tch::{Device, IValue, Kind, Tensor};
 
 /// Of scores and of normalized box sides.
 const TOLERANCE: f32 = 1e-5;
@@ -209,6 +209,27 @@ fn an_rfcns_file_finds_what_the_model_finds_in_pictures_of_any_size() {
     SIZES.iter().for_each(|&size| both.compare("R-FCN", size));
     // One sample a bin lies in its middle.
     Both::new(&rfcn([2, 3], [8, 3])).compare("R-FCN of other bins", [200, 300]);
+}
+
+#[test]
+fn tchs_own_reader_runs_the_file_too() {
+    let (_work, export) = exported();
+    let model = tch::CModule::load(export.join(TORCHSCRIPT)).unwrap();
+    let (size, picture) = ([50, 70], noise([50, 70], 1));
+    let found = model.forward_is(&[IValue::Tensor(tensor(&picture, size))]).unwrap();
+    let (boxes, scores, classes, count): (Tensor, Tensor, Tensor, Tensor) = found.try_into().unwrap();
+    assert_eq!((boxes.size(), scores.size(), classes.size()), (vec![1, 100, 4], vec![1, 100], vec![1, 100]));
+    assert!([&boxes, &scores, &classes, &count].iter().all(|x| x.kind() == Kind::Float && !x.requires_grad()));
+    let ours = TorchScriptModel::open(&export.join(TORCHSCRIPT), Device::Cpu).unwrap().detect(&tensor(&picture, size)).unwrap();
+    assert_eq!(count.double_value(&[0]) as usize, ours[0].scores.len());
+    assert!((scores.double_value(&[0, 0]) as f32 - ours[0].scores[0]).abs() < TOLERANCE);
+    assert_eq!(classes.double_value(&[0, 0]) as usize, ours[0].classes[0] + 1);
+    let said: String = model.method_is::<IValue>("metadata", &[]).unwrap().try_into().unwrap();
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["model"], "모델");
+    assert_eq!(said["classes"], serde_json::json!([{ "id": 1, "name": "cat" }, { "id": 3, "name": "개" }]));
+    assert_eq!(said["input"]["shape"], serde_json::json!([-1, -1, -1, 3]));
+    assert_eq!(said["outputs"][3]["name"], "num_detections");
 }
 
 /// The paddings and poolings of the large backbones, on maps whose size is not known beforehand.

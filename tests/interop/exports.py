@@ -23,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import onnxruntime
 import tensorflow as tf
+import torch
 
 OUTPUTS = ["detection_boxes", "detection_scores", "detection_classes", "num_detections"]
 ALL = [
@@ -68,7 +69,18 @@ def onnx(folder):
     return lambda pictures: session.run(OUTPUTS, {"image_tensor": pictures})
 
 
-FORMATS = {"frozen_graph": frozen_graph, "saved_model": saved_model, "onnx": onnx}
+def torchscript(folder):
+    """The file alone: PyTorch without torchvision, and nothing of odh's."""
+    model = torch.jit.load(os.path.join(folder, "model.torchscript.pt"))
+    classes = {c["id"]: c["name"] for c in json.loads(model.metadata())["classes"]}
+    with open(os.path.join(folder, "labels.txt"), encoding="utf-8") as file:
+        labels = file.read().splitlines()
+    assert all(labels[i - 1] == name for i, name in classes.items()) and classes
+    return lambda pictures: [values.numpy() for values in model(torch.from_numpy(pictures))]
+
+
+FORMATS = {"frozen_graph": frozen_graph, "saved_model": saved_model, "onnx": onnx, "torchscript": torchscript}
+FILES = {"frozen_graph": "frozen_inference_graph.pb", "saved_model": "saved_model/saved_model.pb", "onnx": "model.onnx", "torchscript": "model.torchscript.pt"}
 
 
 def decode(path):
@@ -133,7 +145,7 @@ def main():
         parser.error("name models, or --all")
     odh = lambda *words, **how: subprocess.run([os.path.abspath(os.path.join(args.bin, words[0])), *words[1:]], check=True, stdout=subprocess.DEVNULL, **how)
     formats = args.formats.split(",")
-    print(f"TensorFlow {tf.__version__}, onnxruntime {onnxruntime.__version__}")
+    print(f"TensorFlow {tf.__version__}, onnxruntime {onnxruntime.__version__}, PyTorch {torch.__version__}")
     print(f"{'model':56} {'format':13} {'pictures':>8} {'found':>6} {'score':>9} {'box':>9} {'seconds':>8} {'MB':>7}", flush=True)
     worst = 0.0
     for model in models:
@@ -150,8 +162,7 @@ def main():
                 fixed = "fixed_shape_resizer" in file.read()
             for name in formats:
                 folder = os.path.join(work, "exported")
-                path = {"frozen_graph": "frozen_inference_graph.pb", "saved_model": "saved_model/saved_model.pb", "onnx": "model.onnx"}[name]
-                size = os.path.getsize(os.path.join(folder, path)) / 1e6
+                size = os.path.getsize(os.path.join(folder, FILES[name])) / 1e6
                 run = FORMATS[name](folder)
                 score, box, found, times = 0.0, 0.0, 0, []
                 for picture, entry in expected.items():
