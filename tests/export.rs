@@ -451,6 +451,15 @@ fn a_verification_says_what_was_run_and_a_drift_is_exit_code_3_that_leaves_the_g
     assert_eq!(drifted["formats"][0]["equal"], false);
     assert!(drifted["formats"][0]["unpaired"].as_u64().unwrap() > 0, "{drifted}");
 
+    // TorchScript needs no Python: odh runs it.
+    let words =
+        ["--verify", "--format", "torchscript", "--verify_pictures", pictures, "--verify_count", "2", "--python", "nowhere"];
+    odh_export(work, &words).success().stdout(predicates::str::contains("libtorch 2.11.0"));
+    let ran = parity(&place)["formats"][0].clone();
+    assert_eq!((ran["outcome"].as_str(), ran["equal"].as_bool()), (Some("ran"), Some(true)), "{ran}");
+    assert!(ran["detections"].as_u64().unwrap() > 0, "{ran}");
+    let good = fs::read(place.join("export.json")).unwrap();
+
     odh_export(work, &["--verify", "--tolerance", "-1"]).code(2);
     odh_export(work, &["--verify"]).code(1).stderr(predicates::str::contains("odh tfgen"));
     assert_eq!(fs::read(place.join("export.json")).unwrap(), good);

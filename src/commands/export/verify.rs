@@ -13,12 +13,14 @@ use crate::data::loader::{LoaderOptions, OnePass};
 use crate::detection::boxes::Detections;
 use crate::engine::detect::PictureDetector;
 use crate::engine::eval;
+use crate::engine::exported::ExportedDetector;
 use crate::engine::loaded::{self, LoadedModel, ModelDetector};
 use crate::export::folder::{ExportInput, Format};
 use crate::export::parity::{Difference, FormatParity, MIN_SCORE, Outcome, Parity, Run};
 use crate::export::runtimes::{Attempt, Found, Pictures, run_in_python};
 use crate::metrics::matching::{PictureDetections, PictureGroundtruth};
 use crate::metrics::pascal::PascalEvaluator;
+use crate::net::shim;
 use crate::{exit, interrupt, outln};
 
 /// What to verify with.
@@ -73,7 +75,25 @@ pub fn verify(input: &ExportInput, options: &Options, folder: &Path) -> Result<P
 }
 
 fn attempt(format: Format, file: &Path, reference: &Reference, options: &Options) -> Result<Attempt> {
-    run_in_python(&options.python, format, file, &reference.pictures)
+    match format {
+        Format::TorchScript => run_here(file, &reference.pictures),
+        Format::FrozenGraph | Format::SavedModel | Format::Onnx => {
+            run_in_python(&options.python, format, file, &reference.pictures)
+        }
+    }
+}
+
+/// Runs a TorchScript file on libtorch, as `odh detect --model FILE` does.
+fn run_here(file: &Path, pictures: &Pictures) -> Result<Attempt> {
+    let ran = ExportedDetector::open(file, None, Device::Cpu).and_then(|mut detector| detect(&mut detector, pictures));
+    // Ctrl-C is no failure of the file's.
+    stop_if_asked()?;
+    Ok(match ran {
+        Ok((detections, seconds)) => {
+            Attempt::Ran(Found { runtime: format!("libtorch {}", shim::libtorch_version()?), detections, seconds })
+        }
+        Err(error) => Attempt::Failed(format!("{error:#}")),
+    })
 }
 
 impl Reference {
