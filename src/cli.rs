@@ -42,7 +42,7 @@ enum Commands {
     Train(train::Args),
     /// Measure a trained model: PASCAL VOC mAP@0.5 and the COCO figures
     Eval(eval::Args),
-    /// Write a trained model's frozen graph and checkpoint
+    /// Write a trained model for TensorFlow, onnxruntime and PyTorch, and verify it
     Export(export::Args),
     /// Find objects on pictures and draw them
     Detect(detect::Args),

@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::seeded;
-use odh::config::{pipeline, zoo};
+use common::{seeded, zoo_config};
+use odh::config::zoo;
 use odh::detection::boxes::Groundtruth;
 use odh::models::ssd::{Predictions, Ssd};
 use odh::models::{DetectionModel, StepContext, from_config};
@@ -17,20 +17,8 @@ const V1: &str = "ssd_mobilenet_v1_coco";
 const V2: &str = "ssd_mobilenet_v2_coco";
 const INCEPTION: &str = "ssd_inception_v2_coco";
 
-/// A zoo model's config with some of its text replaced, with three classes, as `odh train --pipeline_config` takes it.
-fn config(name: &str, replaced: &[(&str, &str)]) -> pb::TrainEvalPipelineConfig {
-    let mut text = zoo::resolve(name).unwrap().built_in_config().replace("num_classes: 90", "num_classes: 3");
-    for (from, to) in replaced {
-        assert!(text.contains(from), "{name}: no `{from}`");
-        text = text.replace(from, to);
-    }
-    let config = pipeline::parse(&text, name).unwrap();
-    pipeline::check_supported(&config).unwrap();
-    config
-}
-
 fn ssd(name: &str, replaced: &[(&str, &str)]) -> Ssd {
-    let Some(pb::detection_model::Model::Ssd(ssd)) = config(name, replaced).model.unwrap().model else {
+    let Some(pb::detection_model::Model::Ssd(ssd)) = zoo_config(name, replaced).model.unwrap().model else {
         panic!("{name} is no SSD")
     };
     Ssd::from_config(&ssd).unwrap()
@@ -70,7 +58,7 @@ fn one_box() -> Groundtruth {
 
 /// Every trainable variable gets a finite gradient, and some of it is not zero.
 fn learns(name: &str, replaced: &[(&str, &str)]) {
-    let model = from_config(&config(name, replaced)).unwrap();
+    let model = from_config(&zoo_config(name, replaced)).unwrap();
     let variables = Variables::new(model.variables(), 5, Device::Cpu).unwrap();
     let odh::data::resize::Resizer::FixedShape { height, width } = model.resizer() else { panic!("{name} resizes otherwise") };
     let (pictures, losses) = seeded(3, || {

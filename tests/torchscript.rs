@@ -9,8 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use common::zoo_config;
 use odh::config::label_map::LabelMap;
-use odh::config::{pipeline, zoo};
+use odh::config::pipeline;
 use odh::data::encode;
 use odh::data::image::{Format, RgbImage};
 use odh::data::resize::{Resizer, resize_bilinear};
@@ -28,26 +29,14 @@ use tch::{Device, IValue, Kind, Tensor};
 /// Of scores and of normalized box sides.
 const TOLERANCE: f32 = 1e-5;
 
-/// A zoo model's config with three classes and some of its text replaced.
-fn config(name: &str, replaced: &[(&str, &str)]) -> pb::TrainEvalPipelineConfig {
-    let mut text = zoo::resolve(name).unwrap().built_in_config().replace("num_classes: 90", "num_classes: 3");
-    for (from, to) in replaced {
-        assert!(text.contains(from), "{name}: no `{from}`");
-        text = text.replace(from, to);
-    }
-    let config = pipeline::parse(&text, name).unwrap();
-    pipeline::check_supported(&config).unwrap();
-    config
-}
-
 fn ssd(name: &str) -> pb::TrainEvalPipelineConfig {
-    config(name, &[("height: 300", "height: 96"), ("width: 300", "width: 160")])
+    zoo_config(name, &[("height: 300", "height: 96"), ("width: 300", "width: 160")])
 }
 
 /// A Faster R-CNN or R-FCN for small pictures, with few proposals, and some change.
 fn two_stages(name: &str, change: impl FnOnce(&mut pb::FasterRcnn)) -> pb::TrainEvalPipelineConfig {
     use pb::anchor_generator::AnchorGeneratorOneof as A;
-    let mut config = config(name, &[]);
+    let mut config = zoo_config(name, &[]);
     let Some(pb::detection_model::Model::FasterRcnn(model)) = config.model.as_mut().unwrap().model.as_mut() else {
         panic!("{name}")
     };

@@ -254,6 +254,7 @@ impl Optimizer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::graph::{Initializer, Variable, VariableKind};
 
     /// Applies the rule to one weight for the gradients given; the weight after each.
     fn run(rule: Rule, gradients: &[f64]) -> Vec<f64> {
@@ -300,17 +301,20 @@ mod tests {
         assert!((path[0] - 0.9).abs() < 1e-5);
     }
 
-    #[test]
-    fn patterns_say_what_is_trained() {
-        use crate::net::graph::{Initializer, Variable, VariableKind};
-        let variable = |name: &str| Variable {
+    /// A trainable variable of one number, which starts at 1.
+    fn variable(name: &str) -> Variable {
+        Variable {
             name: name.to_string(),
             shape: vec![1],
             kind: VariableKind::Vector,
             trainable: true,
             initializer: Initializer::Constant(1.0),
             l2: 1.0,
-        };
+        }
+    }
+
+    #[test]
+    fn patterns_say_what_is_trained() {
         let specs = ["FeatureExtractor/a", "FeatureExtractor/b", "BoxPredictor_0/a"].map(variable);
         let trained = |lists: &str| -> Vec<String> {
             let text = format!(
@@ -330,15 +334,6 @@ mod tests {
 
     #[test]
     fn a_variable_without_slots_in_a_checkpoint_keeps_its_start_where_others_have_theirs() {
-        use crate::net::graph::{Initializer, Variable, VariableKind};
-        let variable = |name: &str| Variable {
-            name: name.to_string(),
-            shape: vec![1],
-            kind: VariableKind::Vector,
-            trainable: true,
-            initializer: Initializer::Constant(1.0),
-            l2: 0.0,
-        };
         let text = "train_config { optimizer { rms_prop_optimizer { learning_rate { constant_learning_rate {} } } } }";
         let config = crate::config::pipeline::parse(text, "test").unwrap().train_config.unwrap();
         let restored = |held: &[&str]| -> Result<Vec<f64>> {

@@ -12,7 +12,6 @@ use tempfile::TempDir;
 use super::folder::Format;
 use crate::data::image::RgbImage;
 use crate::detection::boxes::Detections;
-use crate::{exit, interrupt};
 
 const SCRIPT: &str = include_str!("runtimes.py");
 /// The end of what a failed runtime printed that is worth repeating, bytes.
@@ -112,7 +111,7 @@ struct Rows {
 /// * `python`: a program's name or path.
 ///
 /// # Errors
-/// If it cannot be tried at all, or Ctrl-C was pressed.
+/// If it cannot be tried at all. After Ctrl-C, which the Python gets too, the attempt has failed.
 pub fn run_in_python(python: &Path, format: Format, file: &Path, pictures: &Pictures) -> Result<Attempt> {
     let folder = pictures.folder.path();
     let list = folder.join("pictures.json");
@@ -126,9 +125,6 @@ pub fn run_in_python(python: &Path, format: Format, file: &Path, pictures: &Pict
         }
         Err(error) => return Err(error).with_context(|| format!("cannot start `{}`", python.display())),
     };
-    if interrupt::requested() {
-        return Err(exit::interrupted("stopped while the export was verified"));
-    }
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said.trim_end();

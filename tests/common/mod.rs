@@ -1,8 +1,11 @@
-//! What the integration tests share: finding the reference data, and saying so when it is not there; random draws that repeat.
+//! What the integration tests share: finding the reference data, and saying so when it is not there; configs, random draws that repeat.
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+
+use odh::config::{pipeline, zoo};
+use odh::proto::object_detection::protos as pb;
 
 /// The path of `name` in the shared reference data, or `None` (said on stderr) where a clone stands alone.
 ///
@@ -37,4 +40,17 @@ pub fn seeded<T>(seed: i64, draw: impl FnOnce() -> T) -> T {
     let _held = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
     tch::manual_seed(seed);
     draw()
+}
+
+/// A zoo model's config with some of its text replaced, with three classes, as `odh train --pipeline_config` takes it.
+#[allow(dead_code)]
+pub fn zoo_config(name: &str, replaced: &[(&str, &str)]) -> pb::TrainEvalPipelineConfig {
+    let mut text = zoo::resolve(name).unwrap().built_in_config().replace("num_classes: 90", "num_classes: 3");
+    for (from, to) in replaced {
+        assert!(text.contains(from), "{name}: no `{from}`");
+        text = text.replace(from, to);
+    }
+    let config = pipeline::parse(&text, name).unwrap();
+    pipeline::check_supported(&config).unwrap();
+    config
 }

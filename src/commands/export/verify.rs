@@ -75,19 +75,20 @@ pub fn verify(input: &ExportInput, options: &Options, folder: &Path) -> Result<P
 }
 
 fn attempt(format: Format, file: &Path, reference: &Reference, options: &Options) -> Result<Attempt> {
-    match format {
-        Format::TorchScript => run_here(file, &reference.pictures),
+    let attempt = match format {
+        Format::TorchScript => run_here(file, &reference.pictures)?,
         Format::FrozenGraph | Format::SavedModel | Format::Onnx => {
-            run_in_python(&options.python, format, file, &reference.pictures)
+            run_in_python(&options.python, format, file, &reference.pictures)?
         }
-    }
+    };
+    // Ctrl-C is no failure of the file's.
+    stop_if_asked()?;
+    Ok(attempt)
 }
 
 /// Runs a TorchScript file on libtorch, as `odh detect --model FILE` does.
 fn run_here(file: &Path, pictures: &Pictures) -> Result<Attempt> {
     let ran = ExportedDetector::open(file, None, Device::Cpu).and_then(|mut detector| detect(&mut detector, pictures));
-    // Ctrl-C is no failure of the file's.
-    stop_if_asked()?;
     Ok(match ran {
         Ok((detections, seconds)) => {
             Attempt::Ran(Found { runtime: format!("libtorch {}", shim::libtorch_version()?), detections, seconds })
