@@ -290,6 +290,11 @@ impl Flag {
             let Some(takes) = known.shorts.get(&letter).copied() else { return unknown };
             let end = at + letter.len_utf8();
             let rest = &letters[end..];
+            // `-rTrue`, as the old tool took it; letters such as `-rn` stay flags.
+            if takes == Takes::Boolean && ["true", "false"].iter().any(|word| rest.eq_ignore_ascii_case(word)) {
+                let name = word[..1 + end].to_string();
+                return Flag { name, value: Some(rest.to_string()), takes: Some(takes) };
+            }
             if rest.is_empty() || rest.starts_with('=') || takes == Takes::Value {
                 last = Some((takes, end));
                 break;
@@ -423,6 +428,7 @@ mod tests {
         check("train -r -e no", "train -r -e=no");
         check("train --reset=false --evaluate 0", "train --reset=false --evaluate=0");
         check("train -re False", "train -re=False");
+        check("train -rTrue -efalse", "train -r=True -e=false");
         check("tfgen -c=True", "tfgen -c=True");
         check("tfgen --strict True", "tfgen --strict");
         check("tfgen --strict=no -sr 5", "tfgen --split_rate 5");

@@ -344,6 +344,75 @@ fn bmp_gif_and_webp_are_stored_as_png_with_the_same_pixels() {
 }
 
 #[test]
+fn a_faulty_line_of_the_users_own_csv_costs_that_line_alone() {
+    let work = Work::new();
+    work.plain(4, |_| "cat");
+    let head = "filename,width,height,class,xmin,ymin,xmax,ymax\n";
+    work.write(
+        "t.csv",
+        format!("{head}p000.jpg,40,30,cat,1,1,5,5\np001.jpg,40,30\n,40,30,cat,1,1,5,5\np002.jpg,4,30,cat,1,1,5,5\n"),
+    );
+    work.write("v.csv", format!("{head}p003.jpg,40,30,cat,1,1,5,5\n"));
+    let said = work.good(&["-c", "-tc", "t.csv", "-vc", "v.csv"]);
+    for part in [
+        "`t.csv`: line 3: it has 3 fields",
+        "`t.csv`: line 4: the filename is empty",
+        "`t.csv`: line 5: the size is given as 4 x 30",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_eq!((work.names("train").len(), work.names("validate").len()), (2, 1));
+}
+
+#[test]
+fn boxes_that_the_users_own_csv_lists_under_two_names_of_a_picture_stand_on_one_example() {
+    let work = Work::new();
+    work.plain(2, |_| "cat");
+    let head = "filename,width,height,class,xmin,ymin,xmax,ymax\n";
+    work.write("t.csv", format!("{head}p000.jpg,40,30,cat,1,1,5,5\nP000.JPG,40,30,cat,7,7,9,9\n"));
+    work.write("v.csv", format!("{head}p001.jpg,40,30,cat,1,1,5,5\n"));
+    let said = work.good(&["-c", "-tc", "t.csv", "-vc", "v.csv"]);
+    assert!(said.contains("line 3") && said.contains("`P000.JPG`"), "{said}");
+    let images = work.images("train");
+    assert_eq!((images.len(), images[0].boxes.len()), (1, 2));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_picture_that_a_link_gives_another_name_is_found_and_named_as_a_copy() {
+    let work = Work::new();
+    work.plain(4, |_| "cat");
+    std::os::unix::fs::symlink("p000.jpg", work.path("images/link.jpg")).unwrap();
+    work.labels("images/link.xml", "link.jpg", &[("cat", [1, 2, 20, 25])]);
+    let said = work.good(&[]);
+    assert!(!said.contains("no picture") && said.contains("byte for byte"), "{said}");
+    assert_eq!(work.all().len(), 5);
+}
+
+#[test]
+fn pictures_of_kinds_that_labelimg_opens_and_tensorflow_does_not_are_named_as_such() {
+    let work = Work::new();
+    work.plain(2, |_| "cat");
+    work.write("images/x.ppm", b"P6\n40 30\n255\n".iter().copied().chain([7; 3600]).collect::<Vec<u8>>());
+    work.labels("images/x.xml", "x.ppm", &[("cat", [1, 2, 20, 25])]);
+    let said = work.good(&[]);
+    assert!(said.contains("x.ppm`: the bytes are a PPM") && said.contains("convert it"), "{said}");
+}
+
+#[test]
+fn no_label_map_without_a_class_is_written() {
+    let work = Work::new();
+    for i in 0..3 {
+        work.picture(&format!("images/n{i}.jpg"), i);
+        work.labels(&format!("images/n{i}.xml"), &format!("n{i}.jpg"), &[]);
+    }
+    let (code, said) = work.bad(&["--write_label_map"]);
+    assert_eq!(code, 1);
+    assert!(said.contains("no object is labelled"), "{said}");
+    assert!(!work.path("label_map.pbtxt").exists() && work.snapshot().is_empty());
+}
+
+#[test]
 fn the_users_own_csv_files_give_boxes_and_split() {
     let work = Work::new();
     work.plain(6, |_| "cat");

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use crate::config::label_map::LabelMap;
 use crate::data::dataset::ahead::{Ahead, Hoped};
 use crate::data::dataset::check::{self, Labelled, Pass, Picture};
-use crate::data::dataset::finding::{Finding, Level, Outcome, shown};
+use crate::data::dataset::finding::{Finding, Level, Outcome, printable, shown};
 use crate::data::dataset::pairing::{self, Wanted};
 use crate::data::dataset::picture::Depth;
 use crate::data::dataset::walk::{Tree, file_name, stem};
@@ -190,12 +190,18 @@ pub fn run(args: Args) -> Result<()> {
     };
     let complete = complete && (groups.is_empty() || args.custom_csv);
     findings.extend(check::duplicates(&pictures, &sides, &groups));
-    findings.extend(summary::one_sided(&pictures, &sides, &map, &args.input_folder));
+    findings.extend(summary::one_sided(&pictures, &sides, &map, &args.input_folder, args.custom_csv));
     let counts = tell(findings);
     ensure!(
         !args.strict || counts.problems == 0,
         "{} found, and --strict was given: nothing was written",
         summary::plural(counts.problems, "problem")
+    );
+    ensure!(
+        !write_map || pictures.is_empty() || map.num_classes() > 0,
+        "`{}`: no object is labelled, so there is no class to write into `{}`; label objects in labelImg; nothing was written",
+        shown(&args.input_folder),
+        shown(&args.label_file)
     );
     ensure!(!pictures.is_empty(), "`{}`: no labelled picture that can be used; nothing was written", shown(&args.input_folder));
 
@@ -296,6 +302,7 @@ fn from_xml(tree: &Tree, seen: &mut [bool], findings: &mut Vec<Finding>) -> Resu
             let objects = annotation.objects.into_iter().enumerate();
             Some(Labelled {
                 labels: wanted.labels,
+                place: None,
                 picture: picture.clone(),
                 name,
                 size: [annotation.width, annotation.height],
@@ -329,14 +336,37 @@ fn from_csv(
     ensure!(csv[0] != csv[1], "`{}`: is given as both CSV files; name two with -tc and -vc", shown(&csv[0]));
     let mut labelled = Vec::new();
     for path in csv {
-        for rows in table::read(path)? {
+        let table = table::read(path)?;
+        for (line, text) in table.faults {
+            findings.push(Finding::object_skipped(path, &format!("line {line}"), text));
+        }
+        for (line, text) in table.sizes {
+            let text = format!("the size is given as {text}; the picture's own is used, so correct the wrong one");
+            findings.push(Finding::kept(path, text).of(&format!("line {line}")));
+        }
+        // Of this file: the boxes of one picture belong together, whatever the lines call it.
+        let mut pictures: HashMap<usize, usize> = HashMap::new();
+        for rows in table.pictures {
             let line = format!("line {}", rows.line);
             match pairing::by_filename(tree, &rows.filename) {
                 Ok((picture, note)) => {
                     seen[picture] = true;
                     findings.extend(note.map(|note| Finding::note(path, note).of(&line)));
+                    if let Some(&earlier) = pictures.get(&picture) {
+                        let earlier: &mut Labelled = &mut labelled[earlier];
+                        let text = format!(
+                            "`{}` is the picture `{}` again, and its boxes are added to that one's; write one name",
+                            printable(&rows.filename),
+                            printable(&earlier.name)
+                        );
+                        findings.push(Finding::note(path, text).of(&line));
+                        earlier.objects.extend(rows.objects);
+                        continue;
+                    }
+                    pictures.insert(picture, labelled.len());
                     labelled.push(Labelled {
                         labels: path.clone(),
+                        place: Some(line),
                         picture: tree.pictures[picture].clone(),
                         name: rows.filename,
                         size: rows.size,
@@ -370,7 +400,7 @@ fn label_map(args: &Args, labelled: &[Labelled]) -> Result<Classes> {
         labelled.iter().flat_map(|l| &l.objects).filter_map(|(_, object)| object.name.as_deref().map(str::trim)).collect();
     names.sort_unstable();
     names.dedup();
-    let mut list = names.iter().take(20).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let mut list = names.iter().take(20).map(|name| format!("`{}`", printable(name))).collect::<Vec<_>>().join(", ");
     if names.len() > 20 {
         list.push_str(&format!(" and {} more", names.len() - 20));
     }

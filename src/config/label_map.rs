@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use unicode_normalization::UnicodeNormalization;
 
 use crate::config::text;
 use crate::proto::object_detection::protos as pb;
@@ -115,14 +116,19 @@ impl LabelMap {
         self.items.iter().map(|item| item.id).max().unwrap_or(0)
     }
 
-    /// The id of the class with this name, or else with this display name if only one has it.
+    /// The id of the class with this name, or else with this display name if only one has it, or else with this name if white
+    /// space around it and Unicode's form are let pass.
     pub fn id_of(&self, name: &str) -> Option<u32> {
         if let Some(item) = self.items.iter().find(|item| item.name == name) {
             return Some(item.id);
         }
-        let mut shown = self.items.iter().filter(|item| item.display_name.as_deref() == Some(name));
-        let id = shown.next()?.id;
-        shown.next().is_none().then_some(id)
+        let only = |fits: &dyn Fn(&Item) -> bool| {
+            let mut fitting = self.items.iter().filter(|item| fits(item));
+            let id = fitting.next()?.id;
+            fitting.next().is_none().then_some(id)
+        };
+        only(&|item| item.display_name.as_deref() == Some(name))
+            .or_else(|| only(&|item| item.name.trim().nfc().eq(name.trim().nfc())))
     }
 
     /// The name of a class.

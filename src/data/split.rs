@@ -1,7 +1,11 @@
 //! Which pictures train and which validate: whole pictures, every class in the wanted ratio, seeded.
 //!
 //! A small search after the idea of iterative stratification (Sechidis et al., On the Stratification of Multi-label Data,
-//! 2011): from a greedy start, pictures move and trade places as long as that brings the counts nearer to the ratio.
+//! 2011): from a greedy start, pictures move and trade places as long as that brings the counts nearer to the ratio. The two
+//! pictures of a class that has no more are tied together, one on each side, and move as one; classes that are on one side
+//! after all are brought over in a random walk (Selman et al., Noise Strategies for Improving Local Search, 1994).
+
+use std::collections::BTreeSet;
 
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -60,6 +64,10 @@ const MISSING: f64 = 1e9;
 const BOXES: f64 = 0.1;
 /// Below this many units every trade is tried; above, a random choice of them.
 const SMALL: usize = 500;
+/// Steps of the walk, at most.
+const WALK: usize = 20_000;
+/// Steps of the walk that are taken at random.
+const NOISE: f64 = 0.2;
 
 /// A side for each unit, so that `rate` of all pictures, of each class's pictures, and roughly of its boxes, train.
 ///
@@ -101,6 +109,12 @@ impl Count {
 }
 
 struct Search {
+    /// Units that move as one.
+    blocks: Vec<Vec<usize>>,
+    /// The block of each unit.
+    block_of: Vec<usize>,
+    /// The counts that a block touches, each once.
+    touched: Vec<Vec<usize>>,
     /// What each unit adds to which count.
     amounts: Vec<Vec<(usize, f64)>>,
     counts: Vec<Count>,
@@ -146,14 +160,30 @@ impl Search {
                 }
             })
             .collect();
-        Self { amounts, counts, sides: vec![Side::Validate; units.len()] }
+        let (blocks, trains) = tied(units, classes);
+        let mut block_of = vec![0; units.len()];
+        let mut touched = Vec::with_capacity(blocks.len());
+        for (index, block) in blocks.iter().enumerate() {
+            let counts: BTreeSet<usize> = block.iter().flat_map(|&unit| amounts[unit].iter().map(|&(count, _)| count)).collect();
+            touched.push(counts.into_iter().collect());
+            for &unit in block {
+                block_of[unit] = index;
+            }
+        }
+        let mut search = Self { blocks, block_of, touched, amounts, counts, sides: vec![Side::Validate; units.len()] };
+        for (unit, trains) in trains.into_iter().enumerate() {
+            if trains {
+                search.turn(unit);
+            }
+        }
+        search
     }
 
     fn cost(&self) -> f64 {
         self.counts.iter().map(Count::cost).sum()
     }
 
-    fn flip(&mut self, unit: usize) {
+    fn turn(&mut self, unit: usize) {
         self.sides[unit] = self.sides[unit].other();
         let to_train = self.sides[unit] == Side::Train;
         for &(count, amount) in &self.amounts[unit] {
@@ -165,25 +195,33 @@ impl Search {
         }
     }
 
-    /// What the counts that a unit touches cost now.
-    fn local(&self, unit: usize) -> f64 {
-        self.amounts[unit].iter().map(|&(count, _)| self.counts[count].cost()).sum()
+    fn flip(&mut self, block: usize) {
+        for i in 0..self.blocks[block].len() {
+            self.turn(self.blocks[block][i]);
+        }
     }
 
-    /// Moves a unit over if that is better.
-    fn try_flip(&mut self, unit: usize) -> bool {
-        let before = self.local(unit);
-        self.flip(unit);
-        let better = self.local(unit) < before - 1e-9;
+    /// What the counts that a block touches cost now.
+    fn local(&self, block: usize) -> f64 {
+        self.touched[block].iter().map(|&count| self.counts[count].cost()).sum()
+    }
+
+    /// Moves a block over if that is better.
+    fn try_flip(&mut self, block: usize) -> bool {
+        let before = self.local(block);
+        self.flip(block);
+        let better = self.local(block) < before - 1e-9;
         if !better {
-            self.flip(unit);
+            self.flip(block);
         }
         better
     }
 
-    /// Trades two units of different sides if that is better.
+    /// Trades two blocks if that is better; two single units only if they are on different sides.
     fn try_trade(&mut self, a: usize, b: usize) -> bool {
-        if self.sides[a] == self.sides[b] {
+        if let ([unit], [other]) = (self.blocks[a].as_slice(), self.blocks[b].as_slice())
+            && self.sides[*unit] == self.sides[*other]
+        {
             return false;
         }
         let before_a = self.local(a);
@@ -200,26 +238,35 @@ impl Search {
     }
 
     fn run(&mut self, rng: &mut ChaCha8Rng) {
-        let count = self.sides.len();
+        let count = self.blocks.len();
         let mut order: Vec<usize> = (0..count).collect();
         order.shuffle(rng);
         // Units of the rarest classes are placed first, while there is still a choice.
-        let rarity = |unit: usize| {
-            let units = self.amounts[unit].iter().skip(1).filter_map(|&(i, _)| self.counts[i].units.map(|(_, all)| all));
+        let rarity = |block: usize| {
+            let units = self.touched[block].iter().filter(|&&i| i > 0).filter_map(|&i| self.counts[i].units.map(|(_, all)| all));
             units.min().unwrap_or(usize::MAX)
         };
         let keys: Vec<usize> = (0..count).map(rarity).collect();
-        order.sort_by_key(|&unit| keys[unit]);
-        for &unit in &order {
-            self.try_flip(unit);
+        order.sort_by_key(|&block| keys[block]);
+        for &block in &order {
+            self.try_flip(block);
         }
+        self.improve(&mut order, rng);
+        if self.walk(rng) {
+            self.improve(&mut order, rng);
+        }
+    }
+
+    /// Moves and trades as long as that is better.
+    fn improve(&mut self, order: &mut [usize], rng: &mut ChaCha8Rng) {
+        let count = order.len();
         // Each round costs, and the gain fades; thirty are far more than are ever needed.
         let mut cost = self.cost();
         for _ in 0..30 {
             order.shuffle(rng);
             let mut better = false;
-            for &unit in &order {
-                better |= self.try_flip(unit);
+            for &block in order.iter() {
+                better |= self.try_flip(block);
             }
             if count <= SMALL {
                 for i in 0..count {
@@ -230,7 +277,8 @@ impl Search {
             } else {
                 for _ in 0..4 * count {
                     let (a, b) = (rng.random_range(0..count), rng.random_range(0..count));
-                    better |= self.try_trade(a, b);
+                    // A block is not traded with itself.
+                    better |= a != b && self.try_trade(a, b);
                 }
             }
             let before = std::mem::replace(&mut cost, self.cost());
@@ -240,6 +288,95 @@ impl Search {
             }
         }
     }
+
+    /// Classes in several units that are on one side only.
+    fn one_sided(&self) -> Vec<usize> {
+        let one_sided = |count: &Count| matches!(count.units, Some((train, all)) if all > 1 && (train == 0 || train == all));
+        (0..self.counts.len()).filter(|&i| one_sided(&self.counts[i])).collect()
+    }
+
+    /// Brings classes over that are on one side only, through worse splits if need be. True if fewer are left.
+    fn walk(&mut self, rng: &mut ChaCha8Rng) -> bool {
+        let before = self.one_sided().len();
+        if before == 0 {
+            return false;
+        }
+        let mut units_of: Vec<Vec<usize>> = vec![Vec::new(); self.counts.len()];
+        for (unit, amounts) in self.amounts.iter().enumerate() {
+            for &(count, _) in amounts {
+                units_of[count].push(unit);
+            }
+        }
+        let mut best = (before, self.sides.clone());
+        // What cannot be had is not looked for longer than the set is worth.
+        for _ in 0..(50 * self.blocks.len()).min(WALK) {
+            let left = self.one_sided();
+            if left.len() < best.0 {
+                best = (left.len(), self.sides.clone());
+            }
+            if left.is_empty() {
+                break;
+            }
+            let units = &units_of[left[rng.random_range(0..left.len())]];
+            let block = if rng.random_bool(NOISE) {
+                self.block_of[units[rng.random_range(0..units.len())]]
+            } else {
+                // Of many units a few will do.
+                let tried: Vec<usize> = (0..units.len().min(8)).map(|_| rng.random_range(0..units.len())).collect();
+                let blocks: Vec<usize> = tried.into_iter().map(|i| self.block_of[units[i]]).collect();
+                let gain = |search: &mut Self, block: usize| {
+                    let before = search.local(block);
+                    search.flip(block);
+                    let after = search.local(block);
+                    search.flip(block);
+                    after - before
+                };
+                let mut least = (f64::INFINITY, blocks[0]);
+                for block in blocks {
+                    let change = gain(self, block);
+                    if change < least.0 {
+                        least = (change, block);
+                    }
+                }
+                least.1
+            };
+            self.flip(block);
+        }
+        for unit in 0..self.sides.len() {
+            if self.sides[unit] != best.1[unit] {
+                self.turn(unit);
+            }
+        }
+        best.0 < before
+    }
+}
+
+/// Units that move as one, and which of all units train to begin with: the two units of each class that has two are tied
+/// together on different sides. A class that contradicts those before it, or whose units are all, ties nothing.
+fn tied(units: &[Unit], classes: usize) -> (Vec<Vec<usize>>, Vec<bool>) {
+    let mut units_of: Vec<Vec<usize>> = vec![Vec::new(); classes];
+    for (i, unit) in units.iter().enumerate() {
+        for &(class, ..) in &unit.classes {
+            units_of[class].push(i);
+        }
+    }
+    // The block of each unit, and whether it is on the other side than the block's first.
+    let mut place: Vec<(usize, bool)> = (0..units.len()).map(|i| (i, false)).collect();
+    let mut blocks: Vec<Vec<usize>> = (0..units.len()).map(|i| vec![i]).collect();
+    for pair in &units_of {
+        let &[a, b] = pair.as_slice() else { continue };
+        let ((to, side_a), (from, side_b)) = (place[a], place[b]);
+        if to == from {
+            continue;
+        }
+        let turned = side_a == side_b;
+        for unit in std::mem::take(&mut blocks[from]) {
+            place[unit] = (to, place[unit].1 ^ turned);
+            blocks[to].push(unit);
+        }
+    }
+    blocks.retain(|block| !block.is_empty());
+    (blocks, place.into_iter().map(|(_, other)| other).collect())
 }
 
 #[cfg(test)]
@@ -335,6 +472,47 @@ mod tests {
             let (train, validate) = trained(&units, &sides, class);
             assert!(train > 0 && validate > 0, "class {class}");
         }
+    }
+
+    /// Classes of two or more units that are on one side.
+    fn one_sided(units: &[Unit], sides: &[Side], classes: usize) -> Vec<usize> {
+        (0..classes).filter(|&class| matches!(trained(units, sides, class), (0, 2..) | (2.., 0))).collect()
+    }
+
+    #[test]
+    fn chains_of_classes_with_two_pictures_each_are_all_parted() {
+        let chain: Vec<[usize; 2]> = (0..300).map(|i| [i, i + 1]).collect();
+        let units = singles(&chain.iter().map(|pair| &pair[..]).collect::<Vec<_>>());
+        for (seed, rate) in [(0, 0.8), (1, 0.5), (2, 0.01)] {
+            let sides = split(&units, rate, seed);
+            assert_eq!(one_sided(&units, &sides, 301), [0; 0], "rate {rate}");
+        }
+    }
+
+    #[test]
+    fn many_rare_classes_on_the_same_pictures_are_all_parted() {
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        // A split that parts them all is hidden in it: each class is on pictures of both halves.
+        let mut lists: Vec<Vec<usize>> = vec![Vec::new(); 120];
+        for class in 0..90 {
+            let (a, b) = (rng.random_range(0..60), rng.random_range(60..120));
+            lists[a].push(class);
+            lists[b].push(class);
+            let third = rng.random_range(0..120);
+            if class % 2 == 0 && third != a && third != b {
+                lists[third].push(class);
+            }
+        }
+        let units = singles(&lists.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        for seed in 0..3 {
+            assert_eq!(one_sided(&units, &split(&units, 0.8, seed), 90), [0; 0], "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn three_classes_of_which_only_two_can_be_parted_leave_one() {
+        let units = singles(&[&[0, 1], &[1, 2], &[2, 0]]);
+        assert_eq!(one_sided(&units, &split(&units, 0.5, 0), 3).len(), 1);
     }
 
     #[test]

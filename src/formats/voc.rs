@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use quick_xml::Reader;
 use quick_xml::escape::resolve_predefined_entity;
 use quick_xml::events::Event;
+use unicode_normalization::UnicodeNormalization;
 
 /// Deeper files are no labels; the limit keeps the tree's recursion off the end of the stack.
 const MAX_DEPTH: usize = 64;
@@ -69,6 +70,14 @@ pub fn parse(bytes: &[u8]) -> Result<Annotation> {
         "this is no labelImg file: its root is <{}> and should be <annotation>; move it out of the input folder",
         root.name
     );
+    if root.child("object").is_none()
+        && let Some(element) = root.children.iter().find_map(Element::misplaced)
+    {
+        bail!(
+            "there is a <{element}>, but no <object> directly inside <annotation>, where labelImg has the boxes (names of tags are \
+             in small letters); label the picture again, or remove what is inside <annotation> if nothing is on the picture"
+        );
+    }
     let size = root.child("size");
     let of_size = |name| size.and_then(|size| size.text(name));
     Ok(Annotation {
@@ -83,7 +92,8 @@ pub fn parse(bytes: &[u8]) -> Result<Annotation> {
 
 fn object(element: &Element) -> Object {
     Object {
-        name: element.text("name"),
+        // In one Unicode form, so that a class typed on macOS is the class typed elsewhere.
+        name: element.text("name").map(|name| name.nfc().collect()),
         pose: element.text("pose"),
         truncated: element.flag("truncated"),
         difficult: element.flag("difficult"),
@@ -119,6 +129,14 @@ impl Element {
     /// The text of a child as it stands; `None` if there is no such child or nothing but white space in it.
     fn raw(&self, name: &str) -> Option<String> {
         self.child(name).map(|child| child.text.clone()).filter(|text| !text.trim().is_empty())
+    }
+
+    /// The name of an element in it, itself included, that looks like labels.
+    fn misplaced(&self) -> Option<&str> {
+        if ["object", "bndbox"].iter().any(|name| self.name.eq_ignore_ascii_case(name)) {
+            return Some(&self.name);
+        }
+        self.children.iter().find_map(Element::misplaced)
     }
 
     /// labelImg writes 0 or 1, other tools a word or nothing.
@@ -285,6 +303,21 @@ mod tests {
     fn a_part_without_an_own_box_leaves_the_object_without_one() {
         let xml = "<annotation><object><part><bndbox><xmin>1</xmin></bndbox></part></object></annotation>";
         assert_eq!(parse(xml.as_bytes()).unwrap().objects[0].corners, None);
+    }
+
+    #[test]
+    fn boxes_that_are_not_where_labelimg_has_them_are_an_error_and_no_empty_picture() {
+        for objects in ["<Object><name>a</name></Object>", "<objects><object/></objects>", "<BNDBOX/>"] {
+            let said = error(format!("<annotation><filename>a.jpg</filename>{objects}</annotation>").as_bytes());
+            assert!(said.contains("no <object> directly"), "{said}");
+        }
+        assert!(parse(b"<annotation><filename>a.jpg</filename></annotation>").unwrap().objects.is_empty());
+    }
+
+    #[test]
+    fn class_names_come_in_one_unicode_form() {
+        let xml = "<annotation><object><name>\u{1102}\u{1165}</name></object></annotation>";
+        assert_eq!(parse(xml.as_bytes()).unwrap().objects[0].name.as_deref(), Some("\u{b108}"));
     }
 
     #[test]

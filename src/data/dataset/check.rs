@@ -23,6 +23,8 @@ const OVERHANG: f64 = 1.0;
 pub struct Labelled {
     /// The XML or CSV file.
     pub labels: PathBuf,
+    /// Where in it the picture begins, if it holds more than one: `line 7`.
+    pub place: Option<String>,
     /// The picture file.
     pub picture: PathBuf,
     /// What CSV files and records call the picture.
@@ -157,7 +159,12 @@ fn check(labelled: &Labelled, depth: Depth, buffer: &mut Vec<u8>) -> (Option<Pic
             ),
         ));
     }
-    if !check_size(labelled, &looked, &mut findings) {
+    let before = findings.len();
+    let fits = check_size(labelled, &looked, &mut findings);
+    for finding in &mut findings[before..] {
+        finding.object.clone_from(&labelled.place);
+    }
+    if !fits {
         return (None, findings);
     }
     if matches!(looked.orientation, 2..=4) {
@@ -426,7 +433,14 @@ pub fn drop_emptied(pictures: &mut Vec<Picture>) -> Vec<Finding> {
         if emptied {
             findings.push(Finding::picture_skipped(
                 &picture.labels,
-                format!("none of its {} objects can be used, so `{}` is not used either", picture.skipped, shown(&picture.path)),
+                format!(
+                    "of `{}` {}, so the picture is not used either",
+                    shown(&picture.path),
+                    match picture.skipped {
+                        1 => "the only object cannot be used".to_string(),
+                        count => format!("none of the {count} objects can be used"),
+                    }
+                ),
             ));
         }
         !emptied
@@ -453,8 +467,7 @@ pub fn duplicates(pictures: &[Picture], sides: &[Side], groups: &[Vec<usize>]) -
         for &member in &group[1..] {
             let other = &pictures[member];
             let text = match (sides[member] == sides[group[0]], other.path == first.path) {
-                (true, true) => format!("`{}` is listed under two names; remove one", shown(&other.path)),
-                (true, false) => {
+                (true, _) => {
                     let boxes = |picture: &Picture| -> Vec<_> {
                         let mut boxes: Vec<_> = picture.objects.iter().map(|o| (o.box_px.map(f64::to_bits), o.id)).collect();
                         boxes.sort_unstable();
@@ -563,6 +576,7 @@ mod tests {
     fn sized(said: [Option<&str>; 2], looked: &Looked) -> (bool, String) {
         let labelled = Labelled {
             labels: "a.xml".into(),
+            place: None,
             picture: "a.jpg".into(),
             name: "a.jpg".into(),
             size: said.map(|text| text.map(str::to_string)),

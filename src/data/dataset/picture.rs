@@ -190,11 +190,14 @@ fn foreign(bytes: &[u8]) -> String {
     let text = bytes.trim_ascii_start();
     let picture = match () {
         () if at(0, b"II*\0") || at(0, b"MM\0*") => "a TIFF picture (or a camera's raw file)",
-        () if [&b"ftypheic"[..], b"ftypheix", b"ftypmif1", b"ftypmsf1"].iter().any(|mark| at(4, mark)) => "a HEIC picture",
+        () if [&b"ftyphei"[..], b"ftyphev", b"ftypmif1", b"ftypmsf1"].iter().any(|mark| at(4, mark)) => "a HEIC picture",
         () if at(4, b"ftypavif") => "an AVIF picture",
         () if at(0, b"\0\0\0\x0cjP  ") || at(0, b"\xff\x4f\xff\x51") => "a JPEG 2000 picture",
         () if at(0, b"\xff\x0a") || at(0, b"\0\0\0\x0cJXL ") => "a JPEG XL picture",
         () if at(0, b"8BPS") => "a Photoshop picture",
+        () if bytes.len() > 2 && bytes[0] == b'P' && matches!(bytes[1], b'1'..=b'7') && bytes[2].is_ascii_whitespace() => {
+            "a PPM, PGM or PBM picture"
+        }
         () if at(0, b"\0\0\x01\0") => "an icon",
         () if text.starts_with(b"<svg") => "an SVG drawing",
         () => "",
@@ -307,6 +310,8 @@ mod tests {
         for (bytes, wanted) in [
             (&b"II*\0aaaa"[..], "TIFF"),
             (b"\0\0\0\x18ftypheic", "HEIC"),
+            (b"\0\0\0\x18ftyphevc", "HEIC"),
+            (b"P6\n2 1\n255\nabcdef", "PPM"),
             (b"<!DOCTYPE html>", "web page"),
             (b"\0\0\0\0\0\0\0\0", "zero"),
             (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::config::label_map::LabelMap;
 use crate::data::dataset::check::Picture;
-use crate::data::dataset::finding::Finding;
+use crate::data::dataset::finding::{Finding, printable};
 use crate::data::split::Side;
 
 /// `1 picture`, `2 pictures`, `2 classes`.
@@ -28,7 +28,7 @@ pub fn table(pictures: &[Picture], sides: &[Side], map: &LabelMap) -> Vec<String
         rows.push([id, name.to_string(), train.to_string(), validate.to_string(), (train + validate).to_string()]);
     };
     for item in &map.items {
-        row(item.id.to_string(), &item.name, boxes(Side::Train, item.id), boxes(Side::Validate, item.id));
+        row(item.id.to_string(), &printable(&item.name), boxes(Side::Train, item.id), boxes(Side::Validate, item.id));
     }
     row(String::new(), "total boxes", boxes(Side::Train, 0), boxes(Side::Validate, 0));
     row(String::new(), "total pictures", on(Side::Train), on(Side::Validate));
@@ -74,8 +74,8 @@ fn columns(text: &str) -> usize {
         .sum()
 }
 
-/// Names each class that is on one side only, or nowhere, and an empty side.
-pub fn one_sided(pictures: &[Picture], sides: &[Side], map: &LabelMap, file: &Path) -> Vec<Finding> {
+/// Names each class that is on one side only, or nowhere, and an empty side; `given` if the split is the user's own.
+pub fn one_sided(pictures: &[Picture], sides: &[Side], map: &LabelMap, file: &Path, given: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (side, name) in [(Side::Train, "training"), (Side::Validate, "validation")] {
         if !pictures.is_empty() && !sides.contains(&side) {
@@ -88,18 +88,22 @@ pub fn one_sided(pictures: &[Picture], sides: &[Side], map: &LabelMap, file: &Pa
             of_side.filter(|(picture, _)| picture.objects.iter().any(|object| object.id == item.id)).count()
         };
         let (train, validate) = (with(Side::Train), with(Side::Validate));
+        let name = printable(&item.name);
         let text = match (train, validate) {
-            (0, 0) => format!("class `{}` (id {}) is in the label map and on no picture", item.name, item.id),
+            (0, 0) => format!("class `{name}` (id {}) is in the label map and on no picture", item.id),
             (1, 0) | (0, 1) => {
                 let side = if train == 1 { "training" } else { "validation" };
-                format!("class `{}` is on one picture only, which is for {side}; add pictures of it", item.name)
+                format!("class `{name}` is on one picture only, which is for {side}; add pictures of it")
             }
             (count, 0) | (0, count) => {
                 let side = if validate == 0 { "training" } else { "validation" };
-                format!(
-                    "the {count} pictures with class `{}` cannot be parted and are all for {side}; add pictures of it",
-                    item.name
-                )
+                match given {
+                    true => format!("all {count} pictures with class `{name}` are for {side}; move some to the other CSV"),
+                    false => format!(
+                        "the {count} pictures with class `{name}` could not be parted, because they have the same bytes or other \
+                         classes stand against it, and are all for {side}; add pictures of it"
+                    ),
+                }
             }
             _ => continue,
         };
@@ -153,11 +157,24 @@ mod tests {
     }
 
     #[test]
+    fn class_names_cannot_drive_the_terminal_or_break_the_tables_lines() {
+        let map = LabelMap::from_names(["ca\nt", "\u{1b}[31mred"]);
+        let pictures = [picture(&[1]), picture(&[2])];
+        let sides = [Side::Train, Side::Train];
+        let said = one_sided(&pictures, &sides, &map, Path::new("images"), false);
+        let lines = table(&pictures, &sides, &map).into_iter().chain(said.iter().map(ToString::to_string));
+        for line in lines {
+            assert!(!line.contains(char::is_control), "{line:?}");
+        }
+    }
+
+    #[test]
     fn classes_on_one_side_are_named() {
         let map = LabelMap::from_names(["cat", "dog", "owl", "bee"]);
         let pictures = [picture(&[1, 2]), picture(&[1]), picture(&[2, 3]), picture(&[3])];
         let sides = [Side::Train, Side::Validate, Side::Train, Side::Train];
-        let said: Vec<String> = one_sided(&pictures, &sides, &map, Path::new("images")).iter().map(ToString::to_string).collect();
+        let said: Vec<String> =
+            one_sided(&pictures, &sides, &map, Path::new("images"), false).iter().map(ToString::to_string).collect();
         assert_eq!(said.len(), 3, "{said:?}");
         assert!(said[0].contains("`dog`") && said[0].contains("2 pictures"));
         assert!(said[1].contains("`owl`"));

@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use csv::{ByteRecord, ReaderBuilder, StringRecord, Writer};
+use unicode_normalization::UnicodeNormalization;
 
 use crate::data::dataset::check::Picture;
 use crate::data::dataset::finding::{printable, shown};
+use crate::data::dataset::summary::plural;
 use crate::formats::voc;
 
 /// The columns, in the old tool's order.
@@ -25,6 +27,17 @@ pub struct Rows {
     pub objects: Vec<(String, voc::Object)>,
     /// Its first line.
     pub line: u64,
+}
+
+/// What a CSV file holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Picture by picture, in the file's order.
+    pub pictures: Vec<Rows>,
+    /// Lines that cannot be used, and what is wrong with them.
+    pub faults: Vec<(u64, String)>,
+    /// Lines that are used and whose size is another than the picture's first line gives, and both sizes in words.
+    pub sizes: Vec<(u64, String)>,
 }
 
 /// Writes one row a box, rounded to whole pixels.
@@ -59,15 +72,15 @@ fn rounded(low: f64, high: f64) -> (i64, i64) {
 /// Reads a CSV file; its columns may stand in any order, others are passed over.
 ///
 /// # Errors
-/// If it cannot be read, is not UTF-8, lacks a column, or a row is short or long; the line is named.
-pub fn read(path: &Path) -> Result<Vec<Rows>> {
+/// If it cannot be read or lacks a column.
+pub fn read(path: &Path) -> Result<Table> {
     let name = shown(path);
     let bytes =
         std::fs::read(path).with_context(|| format!("`{name}`: cannot be read; --custom_csv takes the boxes from this file"))?;
     parse(&bytes, &name)
 }
 
-fn parse(bytes: &[u8], name: &str) -> Result<Vec<Rows>> {
+fn parse(bytes: &[u8], name: &str) -> Result<Table> {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         bail!("`{name}`: the file is UTF-16, not UTF-8; save it as \"CSV UTF-8\"");
@@ -76,7 +89,8 @@ fn parse(bytes: &[u8], name: &str) -> Result<Vec<Rows>> {
     let mut raw = ByteRecord::new();
     let mut columns: Option<[usize; 8]> = None;
     let mut width = 0;
-    let mut rows: Vec<Rows> = Vec::new();
+    let mut table = Table::default();
+    let rows = &mut table.pictures;
     let mut by_name: HashMap<String, usize> = HashMap::new();
     let mut lines = Lines { bytes, at: 0, line: 1 };
     loop {
@@ -85,9 +99,15 @@ fn parse(bytes: &[u8], name: &str) -> Result<Vec<Rows>> {
             break;
         }
         let line = raw.position().map_or(0, |position| lines.of(position.byte()));
-        let row = StringRecord::from_byte_record(raw.clone()).map_err(|_| {
-            anyhow::anyhow!("`{name}`: line {line}: not UTF-8; save it as \"CSV UTF-8\" (Excel offers it under that name)")
-        })?;
+        let row = match StringRecord::from_byte_record(raw.clone()) {
+            Ok(row) => row,
+            Err(_) => {
+                const TEXT: &str = "not UTF-8; save the file as \"CSV UTF-8\" (Excel offers it under that name)";
+                ensure!(columns.is_some(), "`{name}`: line {line}: {TEXT}");
+                table.faults.push((line, TEXT.to_string()));
+                continue;
+            }
+        };
         if row.iter().all(|field| field.trim().is_empty()) {
             continue;
         }
@@ -96,30 +116,46 @@ fn parse(bytes: &[u8], name: &str) -> Result<Vec<Rows>> {
             width = row.len();
             continue;
         };
-        if row.len() != width {
-            bail!(
-                "`{name}`: line {line}: it has {} fields and the first line has {width}; a name with a comma needs quotes",
-                row.len()
-            );
+        // Programs that end each line with a comma add empty fields.
+        if row.len() < width || row.iter().skip(width).any(|field| !field.trim().is_empty()) {
+            let start = raw.position().map_or(0, |position| position.byte() as usize);
+            let text = &bytes[start.min(bytes.len())..(reader.position().byte() as usize).min(bytes.len())];
+            let lines = text.trim_ascii().iter().filter(|&&byte| byte == b'\n').count();
+            let hint = match lines {
+                0 => "a name with a comma needs quotes".to_string(),
+                _ => format!("a quote that opens in it closes {} later, or never: mend it", plural(lines, "line")),
+            };
+            let text = format!("it has {} and the first line has {width}; {hint}", plural(row.len(), "field"));
+            table.faults.push((line, text));
+            continue;
         }
         let field = |i: usize| row.get(columns[i]).unwrap_or_default();
         let raw_field = |i: usize| Some(field(i).to_string()).filter(|text| !text.trim().is_empty());
         let filename = field(0).trim();
         if filename.is_empty() {
-            bail!("`{name}`: line {line}: the filename is empty");
+            table.faults.push((line, "the filename is empty; write it or remove the line".to_string()));
+            continue;
         }
+        let size = [raw_field(1), raw_field(2)].map(|text| text.map(|text| text.trim().to_string()));
         let index = *by_name.entry(filename.to_string()).or_insert_with(|| {
-            let size = [raw_field(1), raw_field(2)].map(|text| text.map(|text| text.trim().to_string()));
-            rows.push(Rows { filename: filename.to_string(), size, objects: Vec::new(), line });
+            rows.push(Rows { filename: filename.to_string(), size: size.clone(), objects: Vec::new(), line });
             rows.len() - 1
         });
+        if size != rows[index].size {
+            let in_words = |size: &[Option<String>; 2]| {
+                let [width, height] = size.each_ref().map(|text| text.as_deref().map_or("nothing".to_string(), printable));
+                format!("{width} x {height}")
+            };
+            let text = format!("{} here and {} in line {}", in_words(&size), in_words(&rows[index].size), rows[index].line);
+            table.sizes.push((line, text));
+        }
         // A row with nothing behind the size says that nothing is on the picture.
         if (3..8).all(|i| raw_field(i).is_none()) {
             continue;
         }
         let corners = voc::Corners { xmin: raw_field(4), ymin: raw_field(5), xmax: raw_field(6), ymax: raw_field(7) };
         let object = voc::Object {
-            name: raw_field(3).map(|text| text.trim().to_string()),
+            name: raw_field(3).map(|text| text.trim().nfc().collect()),
             corners: Some(corners),
             ..voc::Object::default()
         };
@@ -128,7 +164,7 @@ fn parse(bytes: &[u8], name: &str) -> Result<Vec<Rows>> {
     if columns.is_none() {
         bail!("`{name}`: the file is empty; its first line must be {}", COLUMNS.join(","));
     }
-    Ok(rows)
+    Ok(table)
 }
 
 /// Counts lines; the reader's own count slips at blank lines and Windows line ends.
@@ -208,7 +244,7 @@ mod tests {
             "filename,width,height,class,xmin,ymin,xmax,ymax\n\"a, b.jpg\",640,480,Tie Fighter,21,10,40,30\n\
              \"a, b.jpg\",640,480,\"\"\"x\"\"\",1,1,9,2\n"
         );
-        let rows = parse(&bytes, "t.csv").unwrap();
+        let rows = parse(&bytes, "t.csv").unwrap().pictures;
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].filename, "a, b.jpg");
         assert_eq!(rows[0].size, [Some("640".into()), Some("480".into())]);
@@ -220,7 +256,7 @@ mod tests {
     fn reads_other_orders_more_columns_a_byte_order_mark_and_windows_line_ends() {
         let text = "\u{feff}note,ymax,xmax,ymin,xmin,class,height,width,filename\r\nx,4,3,2,1,너구리,480,640,a.jpg\r\n\r\n\
                     ,,,,,,480,640,b.jpg\r\n";
-        let rows = parse(text.as_bytes(), "t.csv").unwrap();
+        let rows = parse(text.as_bytes(), "t.csv").unwrap().pictures;
         assert_eq!((rows[0].filename.as_str(), rows[1].filename.as_str()), ("a.jpg", "b.jpg"));
         let corners = rows[0].objects[0].1.corners.clone().unwrap();
         assert_eq!([corners.xmin, corners.ymin, corners.xmax, corners.ymax].map(Option::unwrap), ["1", "2", "3", "4"]);
@@ -235,14 +271,40 @@ mod tests {
             ("".as_bytes().to_vec(), "empty"),
             (b"filename;width\na;1\n".to_vec(), "semicolons"),
             (b"filename,width,height,klass,xmin,ymin,xmax,ymax\n".to_vec(), "`class`"),
-            (format!("{head}a.jpg,1,1\n").into_bytes(), "line 2"),
-            (format!("{head}a, b.jpg,1,1,c,1,1,2,2\n").into_bytes(), "quotes"),
-            (format!("{head},1,1,c,1,1,2,2\n").into_bytes(), "filename is empty"),
-            ([head.as_bytes(), b"\xb0\xa1.jpg,1,1,c,1,1,2,2\n"].concat(), "line 2: not UTF-8"),
+            (b"\xb0\xa1,width\n".to_vec(), "line 1: not UTF-8"),
         ] {
             let said = format!("{:#}", parse(&text, "t.csv").unwrap_err());
             assert!(said.contains("t.csv") && said.contains(wanted), "{said}");
         }
-        assert!(parse(head.as_bytes(), "t.csv").unwrap().is_empty());
+        assert!(parse(head.as_bytes(), "t.csv").unwrap().pictures.is_empty());
+    }
+
+    #[test]
+    fn a_faulty_line_is_named_and_the_others_are_read() {
+        let head = "filename,width,height,class,xmin,ymin,xmax,ymax\n";
+        for (bad, wanted) in [
+            (&b"b.jpg,1,1\n"[..], "3 fields"),
+            (b"b, c.jpg,1,1,c,1,1,2,2\n", "quotes"),
+            (b",1,1,c,1,1,2,2\n", "filename is empty"),
+            (b"\xb0\xa1.jpg,1,1,c,1,1,2,2\n", "not UTF-8"),
+        ] {
+            let good = b"a.jpg,640,480,c,1,1,2,2\n";
+            let table = parse(&[head.as_bytes(), good, bad, b"d.jpg,640,480,c,1,1,2,2,,\n"].concat(), "t.csv").unwrap();
+            assert_eq!(table.pictures.iter().map(|rows| rows.filename.as_str()).collect::<Vec<_>>(), ["a.jpg", "d.jpg"]);
+            let [(3, said)] = table.faults.as_slice() else { panic!("{:?}", table.faults) };
+            assert!(said.contains(wanted), "{said}");
+        }
+        let open = format!("{head}a.jpg,640,480,c,1,1,2,2\n\"b.jpg,640,480,c,1,1,2,2\nc.jpg,640,480,c,1,1,2,2\nd\n");
+        let table = parse(open.as_bytes(), "t.csv").unwrap();
+        let [(3, said)] = table.faults.as_slice() else { panic!("{:?}", table.faults) };
+        assert!(table.pictures.len() == 1 && said.contains("quote") && said.contains("2 lines"), "{said}");
+    }
+
+    #[test]
+    fn lines_that_disagree_about_the_size_are_named() {
+        let text = "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,640,480,c,1,1,2,2\na.jpg,48,480,c,1,1,3,3\n";
+        let table = parse(text.as_bytes(), "t.csv").unwrap();
+        assert_eq!(table.pictures[0].objects.len(), 2);
+        assert_eq!(table.sizes, [(3, "48 x 480 here and 640 x 480 in line 2".to_string())]);
     }
 }

@@ -12,9 +12,11 @@ use walkdir::WalkDir;
 use crate::data::dataset::finding::{Finding, shown};
 use crate::data::image;
 
-/// Extensions that promise a picture, also kinds that cannot be used: those are told so when they are labelled.
-const PICTURES: [&str; 17] = [
+/// Extensions that promise a picture, also kinds that cannot be used (labelImg opens more): those are told so when they are
+/// labelled.
+const PICTURES: [&str; 33] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "webp", "tif", "tiff", "heic", "heif", "avif", "jp2", "jxl", "ico",
+    "cur", "icns", "pbm", "pgm", "ppm", "pnm", "svg", "svgz", "tga", "wbmp", "xbm", "xpm", "pcx", "psd", "exr", "dng",
 ];
 
 /// What lies below the input folder.
@@ -112,7 +114,8 @@ impl Tree {
         self.findings.push(finding);
     }
 
-    /// Keeps one path of each file that links lead to; one without a link in it if there is one.
+    /// Keeps one path of each file that links lead to; one without a link in it if there is one. A picture that a link gives
+    /// another name is kept under both, since either may be the one that is labelled.
     fn drop_repeats(&mut self) {
         let mut seen = HashSet::new();
         for list in [&mut self.labels, &mut self.pictures] {
@@ -124,7 +127,8 @@ impl Tree {
                 })
                 .collect();
             files.sort();
-            list.extend(files.into_iter().filter(|(_, _, real)| seen.insert(real.clone())).map(|(_, path, _)| path));
+            let firsts = files.into_iter().filter(|(_, path, real)| seen.insert((real.clone(), fold(&file_name(path)))));
+            list.extend(firsts.map(|(_, path, _)| path));
         }
     }
 }
