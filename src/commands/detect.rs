@@ -8,6 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::config::label_map::LabelMap;
 use crate::config::weights::{self, WeightsOptions};
 use crate::config::zoo;
+use crate::data::dataset::finding::printable;
+use crate::data::dataset::summary::plural;
 use crate::data::draw::Annotation;
 use crate::data::inputs::{self, Input};
 use crate::engine::detect::{DetectOptions, DetectSummary, PictureDetector, detect_all};
@@ -145,15 +147,15 @@ fn progress(pictures: usize) -> ProgressBar {
 /// `a/b.jpg: raccoon: 97%, raccoon: 61%`.
 fn line(input: &Input, found: &[Annotation]) -> String {
     let labels: Vec<&str> = found.iter().map(|a| a.label.as_str()).collect();
-    format!("{}: {}", input.name, if labels.is_empty() { "nothing".to_string() } else { labels.join(", ") })
+    format!("{}: {}", printable(&input.name), if labels.is_empty() { "nothing".to_string() } else { labels.join(", ") })
 }
 
 /// Says what came of it, on the terminal and in the log.
 fn report(summary: &DetectSummary, options: &DetectOptions, asked: usize) -> Result<()> {
     let seconds = summary.elapsed.as_secs_f64();
     let text = format!(
-        "{} pictures, {} boxes of at least {} in {seconds:.1} s ({:.1} pictures/s, the model alone {:.1}) -> {}",
-        summary.pictures,
+        "{}, {} boxes of at least {} in {seconds:.1} s ({:.1} pictures/s, the model alone {:.1}) -> {}",
+        plural(summary.pictures, "picture"),
         summary.boxes,
         options.min_score,
         summary.pictures as f64 / seconds.max(1e-9),
@@ -174,6 +176,12 @@ fn report(summary: &DetectSummary, options: &DetectOptions, asked: usize) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pictures_name_cannot_break_its_line() {
+        let input = Input { path: "a.jpg".into(), place: "a.jpg".into(), name: "new\nline.jpg".into() };
+        assert_eq!(line(&input, &[]), "new\\nline.jpg: nothing");
+    }
 
     #[test]
     fn scores_are_from_0_to_1() {

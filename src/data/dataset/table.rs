@@ -141,7 +141,8 @@ fn parse(bytes: &[u8], name: &str) -> Result<Table> {
             rows.push(Rows { filename: filename.to_string(), size: size.clone(), objects: Vec::new(), line });
             rows.len() - 1
         });
-        if size != rows[index].size {
+        // A line that gives no size disagrees with none.
+        if size != rows[index].size && size.iter().any(Option::is_some) {
             let in_words = |size: &[Option<String>; 2]| {
                 let [width, height] = size.each_ref().map(|text| text.as_deref().map_or("nothing".to_string(), printable));
                 format!("{width} x {height}")
