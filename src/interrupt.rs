@@ -1,7 +1,13 @@
 //! Ctrl-C: work in steps asks whether to stop, saves what it has, and ends with exit code 130.
 
+use std::ffi::c_int;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+unsafe extern "C" {
+    /// POSIX: ends the process without running what was left for its end.
+    safe fn _exit(status: c_int) -> !;
+}
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
@@ -11,7 +17,8 @@ pub fn watch() {
     ONCE.call_once(|| {
         let handler = || {
             if REQUESTED.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
+                // Not `exit`: libtorch would be taken down under the threads that compute with it, which then crash.
+                _exit(130);
             }
         };
         if let Err(e) = ctrlc::set_handler(handler) {

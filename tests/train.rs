@@ -93,6 +93,32 @@ fn ctrl_c_saves_and_exits_with_130_and_the_run_goes_on() {
 }
 
 #[test]
+fn a_second_ctrl_c_ends_at_once_with_130_and_without_a_crash() {
+    let folder = project();
+    let mut child = odh()
+        .current_dir(folder.path())
+        .args(START)
+        .args(["-s", "100000", "-e", "False"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("step 1/") {
+        line.clear();
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended before its first step");
+    }
+    for _ in 0..2 {
+        // The second may come too late, when the first has ended it.
+        let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).stderr(Stdio::null()).status();
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    drop(stderr);
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130), "{status}");
+}
+
+#[test]
 fn evaluations_checkpoints_export_and_the_log_are_where_the_old_tool_had_them() {
     let folder = project();
     let output = trained(folder.path(), &["-s", "7", "-n", "1"]);
