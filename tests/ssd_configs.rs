@@ -355,3 +355,25 @@ fn depthwise_predictors_and_extra_layers_can_be_had_on_every_backbone() {
         learns(name, &changes);
     }
 }
+
+#[test]
+fn batch_norms_before_the_predictors_store_the_unbiased_variance() {
+    use odh::net::graph::{MovingVariance, Op};
+    // Upstream turns the fused kernel off around the MobileNets and the layers on top of them, and not around the predictors: one step of its
+    // own code at batch 2 changes these moving variances, on maps of a single cell, by twice what the biased variance gives.
+    for name in [V1, V2] {
+        let model = ssd(
+            name,
+            &small(&[("num_layers_before_predictor: 0", "num_layers_before_predictor: 1"), ("max_depth: 0", "max_depth: 32")]),
+        );
+        let norms = |predictor: bool| {
+            model.graph().nodes().iter().filter_map(move |n| match &n.op {
+                Op::BatchNorm(norm) if n.name.starts_with("BoxPredictor_") == predictor => Some(norm.moving),
+                _ => None,
+            })
+        };
+        assert_eq!(norms(true).count(), 6, "{name}");
+        assert!(norms(true).all(|moving| moving == MovingVariance::Unbiased), "{name}");
+        assert!(norms(false).all(|moving| moving == MovingVariance::Biased), "{name}");
+    }
+}

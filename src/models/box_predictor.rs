@@ -41,7 +41,8 @@ impl ConvolutionalBoxPredictor {
         if config.apply_sigmoid_to_scores() {
             bail!("{field}.apply_sigmoid_to_scores: true is not supported; use post_processing.score_converter: SIGMOID");
         }
-        let surroundings = Surroundings { freeze_batch_norm, moving: MovingVariance::Biased };
+        // Upstream says fused=False around the backbones only.
+        let surroundings = Surroundings { freeze_batch_norm, moving: MovingVariance::Unbiased };
         let default = pb::Hyperparams::default();
         let hyperparams = config.conv_hyperparams.as_ref().unwrap_or(&default);
         Ok(Self {

@@ -105,6 +105,14 @@ impl Golden {
         self.arrays.keys().filter(|key| key.starts_with(start) && key.ends_with(end)).count()
     }
 
+    /// The keys that start so, without that start, in order.
+    #[allow(dead_code)]
+    pub fn keys(&self, start: &str) -> Vec<String> {
+        let mut keys: Vec<String> = self.arrays.keys().filter_map(|key| key.strip_prefix(start)).map(str::to_string).collect();
+        keys.sort();
+        keys
+    }
+
     pub fn get(&self, key: &str) -> &[f64] {
         &self.arrays.get(key).unwrap_or_else(|| panic!("no golden tensor {key}")).1
     }

@@ -1,0 +1,429 @@
+//! Compares what a pipeline config's model computes with tensors that another program wrote for it: a tool for checking configs beyond the zoo's.
+//!
+//! ```text
+//! cargo run --release --example compare_tensors -- PICTURES VARIANT.config VARIANT.npz [VARIANT.config VARIANT.npz ...]
+//! ```
+//!
+//! Weights are those of the recipe in reference/README.md. The npz file has keys as the golden ones: `var/NAME` (shape), `tvar/NAME` (trainable),
+//! `i/...` inference on image1, `t/...` one training step on image1 (`batch` 2: and image2), `grad/NAME/{l2,s}`, `delta/NAME/{l2,s}`.
+
+#[allow(dead_code)]
+#[path = "../tests/common/reference.rs"]
+mod reference;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use odh::config::pipeline;
+use odh::data::image::decode_accurate;
+use odh::data::resize::resize_bilinear;
+use odh::detection::boxes::{BBox, Detections, Groundtruth};
+use odh::detection::sampler::Shuffle;
+use odh::engine::optimizer::Optimizer;
+use odh::models;
+use odh::models::box_classifier::Regioned;
+use odh::models::faster_rcnn::FasterRcnn;
+use odh::models::rpn::Phase;
+use odh::models::ssd::Ssd;
+use odh::net::exec::{self, Inference, MovingUpdate};
+use odh::net::variables::{Variables, values_in_tensorflow_layout};
+use odh::proto::object_detection::protos as pb;
+use reference::{Golden, set_regenerated_weights};
+use tch::{Device, Kind, Tensor};
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [pictures, pairs @ ..] = args.as_slice() else { bail!("usage: compare_tensors PICTURES CONFIG NPZ ...") };
+    for pair in pairs.chunks_exact(2) {
+        let name = Path::new(&pair[0]).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let mut report = Report { lines: Vec::new(), worst: BTreeMap::new() };
+        match compare(Path::new(pictures), Path::new(&pair[0]), Path::new(&pair[1]), &mut report) {
+            Ok(()) => {}
+            Err(e) => report.lines.push(format!("ERROR {e:#}")),
+        }
+        let worst: Vec<String> = report.worst.iter().map(|(k, (d, n))| format!("{k} {d:.0e} ({n})")).collect();
+        println!("{name}: {}", worst.join(", "));
+        report.lines.iter().take(12).for_each(|line| println!("    {line}"));
+    }
+    Ok(())
+}
+
+/// What differs.
+struct Report {
+    lines: Vec<String>,
+    /// Of a kind of tensor: the largest difference, and how many were compared.
+    worst: BTreeMap<String, (f64, usize)>,
+}
+
+impl Report {
+    fn add(&mut self, kind: &str, what: &str, difference: f64, tolerance: f64) {
+        let entry = self.worst.entry(kind.to_string()).or_insert((0.0, 0));
+        entry.0 = if difference.is_nan() { f64::INFINITY } else { entry.0.max(difference) };
+        entry.1 += 1;
+        if difference.is_nan() || difference > tolerance {
+            self.lines.push(format!("{kind} {what}: {difference:.1e}"));
+        }
+    }
+
+    fn tensor(&mut self, golden: &Golden, kind: &str, key: &str, mine: &[f32], tolerance: f64) {
+        if !golden.has(key) {
+            return self.lines.push(format!("{key} is not in the npz"));
+        }
+        let n = golden.get(key).len();
+        if n != mine.len() {
+            return self.lines.push(format!("{kind} {key}: {} elements for {n}", mine.len()));
+        }
+        self.add(kind, key, golden.difference(key, mine), tolerance);
+    }
+
+    fn scalar(&mut self, golden: &Golden, kind: &str, key: &str, mine: f64, tolerance: f64) {
+        if !golden.has(key) {
+            return self.lines.push(format!("{key} is not in the npz"));
+        }
+        let expected = golden.scalar(key);
+        let difference = (mine - expected).abs() / expected.abs().max(1e-6);
+        self.add(kind, &format!("{key} {mine} for {expected}"), difference, tolerance);
+    }
+}
+
+fn values(x: &Tensor) -> Vec<f32> {
+    Vec::<f32>::try_from(x.detach().contiguous().view([-1])).unwrap_or_default()
+}
+
+fn nhwc(x: &Tensor) -> Vec<f32> {
+    values(&x.permute([0, 2, 3, 1]))
+}
+
+fn rows(values: &[f32]) -> Vec<BBox> {
+    values.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect()
+}
+
+fn compare(pictures: &Path, config: &Path, npz: &Path, report: &mut Report) -> Result<()> {
+    let config = pipeline::load(config)?;
+    for note in pipeline::check_supported(&config)? {
+        if !note.contains("use_moving_average") {
+            eprintln!("    note: {note}");
+        }
+    }
+    let golden = Golden::open(npz);
+    let model = models::from_config(&config)?;
+    variables(&golden, model.variables(), report);
+    if !report.lines.is_empty() {
+        bail!("the variable tables differ");
+    }
+    let mut weights = Variables::new(model.variables(), 0, Device::Cpu)?;
+    set_regenerated_weights(&mut weights);
+    let picture = |name: &str| -> Result<Tensor> {
+        let image = decode_accurate(&std::fs::read(pictures.join(format!("{name}.jpg"))).with_context(|| name.to_string())?)?;
+        let (height, width) = model.resizer().size_for((image.height, image.width));
+        let resized = resize_bilinear(&image.data, image.height, image.width, 3, height, width);
+        Ok(Tensor::from_slice(&resized).view([1, height as i64, width as i64, 3]))
+    };
+    let names: &[&str] = if golden.has("batch") && golden.scalar("batch") == 2.0 { &["image1", "image2"] } else { &["image1"] };
+    let truth: Vec<Groundtruth> = names.iter().map(|name| groundtruth(&golden, name)).collect();
+    let batch = Tensor::cat(&names.iter().map(|name| picture(name)).collect::<Result<Vec<_>>>()?, 0);
+    match &config.model.as_ref().and_then(|m| m.model.as_ref()) {
+        Some(pb::detection_model::Model::Ssd(c)) => {
+            let ssd = Ssd::from_config(c)?;
+            if golden.has("i/preprocessed") {
+                ssd_inference(&golden, &ssd, &weights, &picture("image1")?, report)?;
+            }
+            if golden.has("t/preprocessed") {
+                let moving = ssd_training(&golden, &ssd, &weights, &batch, &truth, report)?;
+                step(&golden, &config, &mut weights, &moving, report)?;
+            }
+        }
+        Some(pb::detection_model::Model::FasterRcnn(c)) => {
+            let model = FasterRcnn::from_config(c)?;
+            if golden.has("i/preprocessed") {
+                faster_rcnn_inference(&golden, &model, &weights, &picture("image1")?, report)?;
+            }
+            if golden.has("t/preprocessed") {
+                let moving = faster_rcnn_training(&golden, &model, &weights, &batch, &truth, report)?;
+                step(&golden, &config, &mut weights, &moving, report)?;
+            }
+        }
+        None => bail!("no model"),
+    }
+    Ok(())
+}
+
+fn groundtruth(golden: &Golden, name: &str) -> Groundtruth {
+    let classes: Vec<usize> = golden.get(&format!("gt/{name}/classes0")).iter().map(|&c| c as usize).collect();
+    let n = classes.len();
+    let boxes = rows(&golden.f32(&format!("gt/{name}/boxes")));
+    Groundtruth { boxes, classes, difficult: vec![false; n], group_of: vec![false; n] }
+}
+
+fn variables(golden: &Golden, mine: &[odh::net::graph::Variable], report: &mut Report) {
+    let names = golden.keys("var/");
+    let trainable = golden.keys("tvar/");
+    let expected = if names.is_empty() { &trainable } else { &names };
+    for name in expected {
+        match mine.iter().find(|v| v.name == *name) {
+            None => report.lines.push(format!("variable {name} is missing")),
+            Some(v) => {
+                if golden.has(&format!("var/{name}")) {
+                    let shape: Vec<i64> = golden.get(&format!("var/{name}")).iter().map(|&d| d as i64).collect();
+                    if shape != v.shape {
+                        report.lines.push(format!("variable {name}: {:?} for {shape:?}", v.shape));
+                    }
+                }
+                if golden.has(&format!("tvar/{name}")) && (golden.scalar(&format!("tvar/{name}")) == 1.0) != v.trainable {
+                    report.lines.push(format!("variable {name}: trainable {}", v.trainable));
+                }
+            }
+        }
+    }
+    for v in mine {
+        if !expected.contains(&v.name) {
+            report.lines.push(format!("variable {} {:?} is too many", v.name, v.shape));
+        }
+    }
+    report.worst.insert("variables".into(), (0.0, expected.len()));
+}
+
+fn detections(golden: &Golden, mine: &Detections, report: &mut Report) {
+    let n = golden.scalar("i/det/num_detections") as usize;
+    if mine.scores.len() != n {
+        report.lines.push(format!("{} detections for {n}", mine.scores.len()));
+    }
+    let scores = golden.f32("i/det/detection_scores");
+    let classes = golden.f32("i/det/detection_classes");
+    let boxes = rows(&golden.f32("i/det/detection_boxes"));
+    let mut missing = 0;
+    for i in 0..n.min(scores.len()) {
+        let best = (0..mine.scores.len())
+            .filter(|&j| mine.classes[j] as f32 == classes[i])
+            .map(|j| {
+                mine.boxes[j].iter().zip(&boxes[i]).fold((mine.scores[j] - scores[i]).abs(), |m, (a, b)| m.max((a - b).abs()))
+            })
+            .fold(f32::INFINITY, f32::min);
+        if best > 1e-4 {
+            missing += 1;
+        } else {
+            report.add("detections", &i.to_string(), best.into(), 1e-4);
+        }
+    }
+    if missing > 0 {
+        report.lines.push(format!(
+            "{missing} of {n} detections are not among mine; first scores {:?} for {:?}",
+            &mine.scores[..mine.scores.len().min(3)],
+            &scores[..n.min(3)]
+        ));
+    }
+    for (i, (a, b)) in mine.scores.iter().zip(&scores).take(n).enumerate() {
+        report.add("scores", &i.to_string(), f64::from((a - b).abs()), 1e-4);
+    }
+}
+
+fn ssd_inference(golden: &Golden, model: &Ssd, weights: &Variables, images: &Tensor, report: &mut Report) -> Result<()> {
+    let preprocessed = Ssd::preprocess(images)?;
+    report.tensor(golden, "preprocessed", "i/preprocessed", &nhwc(&preprocessed), 1e-6);
+    let outputs = tch::no_grad(|| Inference::new(model.graph(), weights)?.run(&preprocessed))?;
+    for i in 0..model.per_cell().len() {
+        let map = nhwc(&outputs[&format!("feature_map_{i}")]);
+        report.tensor(golden, "maps", &format!("i/pred/feature_maps/{i}"), &map, 2e-5);
+    }
+    let anchors: Vec<f32> = model.anchors().iter().flatten().copied().collect();
+    report.tensor(golden, "anchors", "i/pred/anchors", &anchors, 1e-6);
+    let predictions = model.gather(&outputs)?;
+    report.tensor(golden, "predictions", "i/pred/box_encodings", &values(&predictions.box_encodings), 2e-5);
+    let classes = values(&predictions.class_predictions_with_background);
+    report.tensor(golden, "predictions", "i/pred/class_predictions_with_background", &classes, 2e-5);
+    detections(golden, &model.postprocess(&predictions)?[0], report);
+    Ok(())
+}
+
+fn ssd_training(
+    golden: &Golden,
+    model: &Ssd,
+    weights: &Variables,
+    images: &Tensor,
+    truth: &[Groundtruth],
+    report: &mut Report,
+) -> Result<Vec<MovingUpdate>> {
+    let pass = exec::train(model.graph(), weights, &Ssd::preprocess(images)?, 0)?;
+    let predictions = model.gather(&pass.outputs)?;
+    report.tensor(golden, "training predictions", "t/pred/box_encodings", &values(&predictions.box_encodings), 1e-3);
+    let classes = values(&predictions.class_predictions_with_background);
+    report.tensor(golden, "training predictions", "t/pred/class_predictions_with_background", &classes, 1e-3);
+    let record = model.loss(&predictions, truth)?;
+    report.scalar(golden, "losses", "t/loss/localization_loss", record.localization.double_value(&[]), 1e-4);
+    report.scalar(golden, "losses", "t/loss/classification_loss", record.classification.double_value(&[]), 1e-4);
+    (record.localization + record.classification).backward();
+    Ok(pass.moving)
+}
+
+/// The proposals of a golden file.
+fn regions(golden: &Golden, phase: &str, picture_px: [usize; 2]) -> Regioned {
+    let counts: Vec<usize> = golden.get(&format!("{phase}/pred/num_proposals")).iter().map(|&n| n as usize).collect();
+    let boxes_px = rows(&golden.f32(&format!("{phase}/pred/proposal_boxes")));
+    let most = boxes_px.len() / counts.len();
+    let boxes_px: Vec<BBox> = counts.iter().enumerate().flat_map(|(i, &n)| boxes_px[i * most..i * most + n].to_vec()).collect();
+    let scale = [picture_px[0] as f32, picture_px[1] as f32];
+    let boxes = boxes_px.iter().map(|b| [b[0] / scale[0], b[1] / scale[1], b[2] / scale[0], b[3] / scale[1]]).collect();
+    Regioned { picture_px, counts, boxes, boxes_px }
+}
+
+fn same_boxes(what: &str, mine: &[BBox], golden: &[BBox], report: &mut Report) {
+    if mine.len() != golden.len() {
+        report.lines.push(format!("{what}: {} for {}", mine.len(), golden.len()));
+    }
+    let near = |a: &BBox, b: &BBox| a.iter().zip(b).all(|(x, y)| (x - y).abs() < 0.1);
+    let missing = golden.iter().filter(|g| !mine.iter().any(|m| near(m, g))).count();
+    report.add(what, &format!("{missing} of {} missing", golden.len()), missing as f64 / golden.len().max(1) as f64, 0.02);
+}
+
+fn faster_rcnn_inference(
+    golden: &Golden,
+    model: &FasterRcnn,
+    weights: &Variables,
+    images: &Tensor,
+    report: &mut Report,
+) -> Result<()> {
+    let preprocessed = model.preprocess(images)?;
+    report.tensor(golden, "preprocessed", "i/preprocessed", &nhwc(&preprocessed), 1e-6);
+    let outputs = tch::no_grad(|| Inference::new(model.first_graph(), weights)?.run(&preprocessed))?;
+    report.tensor(golden, "maps", "i/pred/rpn_features_to_crop", &nhwc(&outputs["map"]), 2e-5);
+    let size = images.size();
+    let picture_px = [size[1] as usize, size[2] as usize];
+    let first = model.rpn().gather(&outputs, picture_px, Phase::Inference)?;
+    report.tensor(golden, "anchors", "i/pred/anchors", first.anchors_px.as_flattened(), 1e-6);
+    report.tensor(golden, "rpn", "i/pred/rpn_box_encodings", &values(&first.box_encodings), 2e-5);
+    let objectness = values(&first.objectness);
+    report.tensor(golden, "rpn", "i/pred/rpn_objectness_predictions_with_background", &objectness, 2e-5);
+    let proposals = &model.rpn().proposals(&first)?[0];
+    let expected = regions(golden, "i", picture_px);
+    same_boxes("proposals", &proposals.boxes_px, &expected.boxes_px, report);
+    let classifier = model.classifier();
+    let second = Inference::new(&classifier.graph, weights)?;
+    let classified = tch::no_grad(|| classifier.classify_in_parts(&first.map, &expected, |input| second.run(input)))?;
+    report.tensor(
+        golden,
+        "predictions",
+        "i/pred/refined_box_encodings",
+        &padded(&classified.refined_box_encodings, golden, "i/pred/refined_box_encodings"),
+        2e-5,
+    );
+    let key = "i/pred/class_predictions_with_background";
+    report.tensor(golden, "predictions", key, &padded(&classified.class_predictions, golden, key), 2e-5);
+    detections(golden, &classifier.postprocess(&classified, &expected)?[0], report);
+    Ok(())
+}
+
+/// The values, and the golden ones where the golden tensor has rows of padding at its end.
+fn padded(mine: &Tensor, golden: &Golden, key: &str) -> Vec<f32> {
+    let mut values = values(mine);
+    let golden = golden.f32(key);
+    if values.len() < golden.len() {
+        values.extend(&golden[values.len()..]);
+    }
+    values
+}
+
+fn faster_rcnn_training(
+    golden: &Golden,
+    model: &FasterRcnn,
+    weights: &Variables,
+    images: &Tensor,
+    truth: &[Groundtruth],
+    report: &mut Report,
+) -> Result<Vec<MovingUpdate>> {
+    let preprocessed = model.preprocess(images)?;
+    let size = images.size();
+    let picture_px = [size[1] as usize, size[2] as usize];
+    let (height, width) = (picture_px[0] as f32, picture_px[1] as f32);
+    let truth_px: Vec<Groundtruth> = truth
+        .iter()
+        .map(|g| Groundtruth {
+            boxes: g.boxes.iter().map(|b| [b[0] * height, b[1] * width, b[2] * height, b[3] * width]).collect(),
+            ..g.clone()
+        })
+        .collect();
+    let pass = exec::train(model.first_graph(), weights, &preprocessed, 0)?;
+    let mut moving = pass.moving;
+    let first = model.rpn().gather(&pass.outputs, picture_px, Phase::Training)?;
+    report.tensor(golden, "training rpn", "t/pred/rpn_box_encodings", &values(&first.box_encodings), 2e-5);
+    let objectness = values(&first.objectness);
+    report.tensor(golden, "training rpn", "t/pred/rpn_objectness_predictions_with_background", &objectness, 2e-5);
+    let proposals = model.rpn().proposals(&first)?;
+    let rpn_loss = model.rpn().loss(&first, &truth_px, &mut Shuffle::Identity)?;
+    let classifier = model.classifier();
+    let sampled: Vec<BBox> = classifier.sample(&proposals, &truth_px, &mut Shuffle::Identity).concat();
+    let expected = regions(golden, "t", picture_px);
+    same_boxes("sampled", &sampled, &expected.boxes_px, report);
+    let classified = classifier.classify(&first.map, &expected, |input| {
+        let pass = exec::train(&classifier.graph, weights, input, 0)?;
+        moving.extend(pass.moving);
+        Ok(pass.outputs)
+    })?;
+    let loss = classifier.loss(&classified, &expected, &truth_px)?;
+    let terms = [
+        ("RPNLoss/localization_loss", &rpn_loss.localization),
+        ("RPNLoss/objectness_loss", &rpn_loss.objectness),
+        ("BoxClassifierLoss/localization_loss", &loss.localization),
+        ("BoxClassifierLoss/classification_loss", &loss.classification),
+    ];
+    for (name, term) in &terms {
+        report.scalar(golden, "losses", &format!("t/loss/{name}"), term.double_value(&[]), 1e-4);
+    }
+    Tensor::stack(&terms.map(|(_, t)| t), 0).sum(Kind::Float).backward();
+    Ok(moving)
+}
+
+/// Regularization, gradients, and one step of the config's optimizer.
+fn step(
+    golden: &Golden,
+    config: &pb::TrainEvalPipelineConfig,
+    weights: &mut Variables,
+    moving: &[MovingUpdate],
+    report: &mut Report,
+) -> Result<()> {
+    let global = golden.scalar("t/gnorm");
+    let train = config.train_config.as_ref().context("no train_config")?;
+    let before: Vec<Vec<f32>> = (0..weights.specs().len()).map(|i| weights.to_tensorflow(i)).collect::<Result<_>>()?;
+    let mut optimizer = Optimizer::from_config(train, weights)?;
+    let regularization = optimizer.regularization(weights)?.double_value(&[]);
+    report.scalar(golden, "regularization", "t/reg", regularization, 1e-4);
+    let mut expected = golden.keys("grad/");
+    expected.retain(|k| k.ends_with("/l2"));
+    let mut compared = 0;
+    let l2 = |values: &[f32]| values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    for (i, spec) in weights.specs().iter().enumerate() {
+        if !golden.has(&format!("grad/{}/l2", spec.name)) {
+            continue;
+        }
+        compared += 1;
+        let gradient = weights.tensor(i).grad();
+        if !gradient.defined() {
+            report.lines.push(format!("no gradient for {}", spec.name));
+            continue;
+        }
+        let regularized = if train.add_regularization_loss() { spec.l2 } else { 0.0 };
+        let gradient = gradient + weights.tensor(i).detach() * regularized;
+        let norm = l2(&values_in_tensorflow_layout(spec, &gradient)?);
+        let golden_norm = golden.scalar(&format!("grad/{}/l2", spec.name));
+        let difference = ((norm - golden_norm).abs() - 1e-6 * global).max(0.0) / golden_norm.max(1e-30);
+        report.add("gradients", &format!("{} {norm:.3e} for {golden_norm:.3e}", spec.name), difference, 1e-2);
+    }
+    if compared != expected.len() {
+        report.lines.push(format!("{} gradients expected, {compared} compared", expected.len()));
+    }
+    optimizer.step(weights, 0)?;
+    exec::apply_moving_updates(weights, moving)?;
+    for (i, spec) in weights.specs().iter().enumerate() {
+        let delta: Vec<f32> = weights.to_tensorflow(i)?.iter().zip(&before[i]).map(|(a, b)| a - b).collect();
+        let rounding = 1e-6 * global * optimizer.learning_rate(0)
+            + before[i].iter().map(|&b| (f64::from(b) * 6e-8).powi(2)).sum::<f64>().sqrt();
+        let key = format!("delta/{}/l2", spec.name);
+        if golden.has(&key) {
+            let (mine, theirs) = (l2(&delta), golden.scalar(&key));
+            let difference = ((mine - theirs).abs() - rounding).max(0.0) / theirs.max(mine).max(1e-30);
+            let kind = if spec.name.contains("/moving_") { "moving averages" } else { "changes" };
+            report.add(kind, &format!("{} {mine:.3e} for {theirs:.3e}", spec.name), difference, 1e-2);
+        }
+    }
+    Ok(())
+}
