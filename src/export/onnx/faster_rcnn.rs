@@ -47,7 +47,10 @@ pub fn onnx(model: &FasterRcnn, variables: &ReadVariable, metadata: &[(&str, Str
     let wanted = [output(graph, "refined_box_encodings")?, output(graph, "class_predictions")?];
     let raw = match classifier.regions {
         Regions::Crops { side } => {
-            let crops = b.within("CropAndResize", |b| crop(b, map, &regions, regions.boxes, [side; 2])); // [N * P, C, side, side]
+            let crops = b.within("CropAndResize", |b| {
+                let samples = Samples::new(b, map, &regions, regions.boxes, [side; 2]);
+                samples.crops(b, map) // [N * P, C, side, side]
+            });
             write_network(&mut b, graph, crops, &wanted, variables)?
         }
         Regions::PositionSensitive { bins, crop } => {
@@ -195,71 +198,114 @@ impl Proposed {
     }
 }
 
-/// TensorFlow's `crop_and_resize`: `[N, C, h, w] -> [N * P, C, size[0], size[1]]`.
+/// Where TensorFlow's `crop_and_resize` samples the regions.
 ///
 /// It samples from corner to corner, and is 0 outside of the map; RoiAlign samples the middles of bins, and goes on with the map's edge. So
 /// RoiAlign gets boxes half a step larger on every side, and what TensorFlow has as outside is struck out.
-fn crop(b: &mut Builder, map: Value, regions: &Proposed, boxes: Value, size: [i64; 2]) -> Value {
-    let (mut starts, mut ends, mut inside) = (Vec::new(), Vec::new(), Vec::new());
-    for (i, name, across) in [(0, "y", [-1, size[0], 1]), (1, "x", [-1, 1, size[1]])] {
-        b.within(name, |b| {
-            let cells = side(b, "side", map, 2 + i);
-            let cells = cast(b, "side/ToFloat", cells, DataType::Float);
-            let one = b.float("one", 1.0);
-            let last = b.op("last", "Sub", &[cells, one], &[]); // the last cell's coordinate
-            let (low, high) = (columns(b, "low", boxes, [i, i + 1]), columns(b, "high", boxes, [i + 2, i + 3])); // [R, 1]
-            let count = size[i as usize];
-            let (first, step) = if count > 1 {
-                let way = b.op("way", "Sub", &[high, low], &[]);
-                let way = b.op("way_px", "Mul", &[way, last], &[]);
-                let steps = b.float("steps", (count - 1) as f32);
-                (b.op("first", "Mul", &[low, last], &[]), b.op("step", "Div", &[way, steps], &[]))
-            } else {
-                // One sample lies in the middle.
-                let sum = b.op("sum", "Add", &[low, high], &[]);
-                let half = b.float("half", 0.5);
-                let middle = b.op("middle", "Mul", &[half, sum], &[]);
-                let none = b.float("none", 0.0);
-                let step = b.op("step", "Mul", &[sum, none], &[]);
-                (b.op("first", "Mul", &[middle, last], &[]), step)
-            };
-            let numbers: Vec<f32> = (0..count).map(|n| n as f32).collect();
-            let numbers = b.floats("numbers", &[1, count], &numbers);
-            let places = b.op("mul", "Mul", &[numbers, step], &[]);
-            let places = b.op("places", "Add", &[first, places], &[]); // [R, count]
-            let zero = b.float("zero", 0.0);
-            let not_before = b.op("NotBefore", "GreaterOrEqual", &[places, zero], &[]);
-            let not_behind = b.op("NotBehind", "LessOrEqual", &[places, last], &[]);
-            let within = b.op("Inside", "And", &[not_before, not_behind], &[]);
-            inside.push(reshape(b, "Inside/across", within, &across));
+struct Samples {
+    size: [i64; 2],
+    /// What RoiAlign takes: `[R, 4]`, in cells, x first.
+    regions: Value,
+    /// Which picture each region is of: `[R]`.
+    pictures: Value,
+    /// 1 for a sample on the map, 0 for one outside: `[R, 1, size[0], size[1]]`.
+    share: Value,
+}
 
-            let half = b.float("half", 0.5);
-            let reach = b.op("reach", "Mul", &[step, half], &[]);
-            let start = b.op("start", "Sub", &[first, reach], &[]);
-            // RoiAlign counts from the edge of the first cell, half a cell before its middle.
-            starts.push(b.op("start/edge", "Add", &[start, half], &[]));
-            let all = b.float("count", count as f32);
-            let way = b.op("all", "Mul", &[step, all], &[]);
-            ends.push(b.op("end/edge", "Add", &[starts[i as usize], way], &[]));
-        });
+impl Samples {
+    /// * `map`: `[N, C, h, w]`. `boxes`: normalized, `[R, 4]`. `size`: samples down and across.
+    fn new(b: &mut Builder, map: Value, regions: &Proposed, boxes: Value, size: [i64; 2]) -> Self {
+        let (mut starts, mut ends, mut inside) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, name, across) in [(0, "y", [-1, 1, size[0], 1]), (1, "x", [-1, 1, 1, size[1]])] {
+            b.within(name, |b| {
+                let cells = side(b, "side", map, 2 + i);
+                let cells = cast(b, "side/ToFloat", cells, DataType::Float);
+                let one = b.float("one", 1.0);
+                let last = b.op("last", "Sub", &[cells, one], &[]); // the last cell's coordinate
+                let (low, high) = (columns(b, "low", boxes, [i, i + 1]), columns(b, "high", boxes, [i + 2, i + 3])); // [R, 1]
+                let count = size[i as usize];
+                let (first, step) = if count > 1 {
+                    let way = b.op("way", "Sub", &[high, low], &[]);
+                    let way = b.op("way_px", "Mul", &[way, last], &[]);
+                    let steps = b.float("steps", (count - 1) as f32);
+                    (b.op("first", "Mul", &[low, last], &[]), b.op("step", "Div", &[way, steps], &[]))
+                } else {
+                    // One sample lies in the middle.
+                    let sum = b.op("sum", "Add", &[low, high], &[]);
+                    let half = b.float("half", 0.5);
+                    let middle = b.op("middle", "Mul", &[half, sum], &[]);
+                    let none = b.float("none", 0.0);
+                    let step = b.op("step", "Mul", &[sum, none], &[]);
+                    (b.op("first", "Mul", &[middle, last], &[]), step)
+                };
+                let numbers: Vec<f32> = (0..count).map(|n| n as f32).collect();
+                let numbers = b.floats("numbers", &[1, count], &numbers);
+                let places = b.op("mul", "Mul", &[numbers, step], &[]);
+                let places = b.op("places", "Add", &[first, places], &[]); // [R, count]
+                let zero = b.float("zero", 0.0);
+                let not_before = b.op("NotBefore", "GreaterOrEqual", &[places, zero], &[]);
+                let not_behind = b.op("NotBehind", "LessOrEqual", &[places, last], &[]);
+                let within = b.op("Inside", "And", &[not_before, not_behind], &[]);
+                inside.push(reshape(b, "Inside/across", within, &across));
+
+                let half = b.float("half", 0.5);
+                let reach = b.op("reach", "Mul", &[step, half], &[]);
+                let start = b.op("start", "Sub", &[first, reach], &[]);
+                // RoiAlign counts from the edge of the first cell, half a cell before its middle.
+                starts.push(b.op("start/edge", "Add", &[start, half], &[]));
+                let all = b.float("count", count as f32);
+                let way = b.op("all", "Mul", &[step, all], &[]);
+                ends.push(b.op("end/edge", "Add", &[starts[i as usize], way], &[]));
+            });
+        }
+        let corners = [starts[1], starts[0], ends[1], ends[0]];
+        let inside = b.op("Inside", "And", &inside, &[]);
+        let share = cast(b, "Inside/ToFloat", inside, DataType::Float);
+        Self { size, regions: concat(b, "regions", &corners, 1), pictures: regions.pictures, share }
     }
-    let corners = [starts[1], starts[0], ends[1], ends[0]]; // x first
-    let regions_px = concat(b, "regions", &corners, 1); // [R, 4]
+
+    /// `[N, C, h, w] -> [R, C, size[0], size[1]]`.
+    fn crops(&self, b: &mut Builder, map: Value) -> Value {
+        let crops = align(b, "RoiAlign", map, [self.regions, self.pictures], self.size, 1);
+        // A product, since onnxruntime takes four times as long for Where; and of all, since it copies all to replace a few.
+        b.op("crops", "Mul", &[crops, self.share], &[])
+    }
+
+    /// The mean of each region's samples, as many down as across: `[N, C, h, w] -> [R, C, 1, 1]`.
+    ///
+    /// RoiAlign sums samples without writing them down. Those few regions that have some outside, boxes at the picture's edge where rounding
+    /// takes the last sample past it, are done again one sample at a time.
+    fn means(&self, b: &mut Builder, map: Value) -> Value {
+        let means = align(b, "RoiAlign", map, [self.regions, self.pictures], [1, 1], self.size[0]);
+        let axes = [Attribute::ints("axes", &[1, 2, 3]), Attribute::int("keepdims", 0)];
+        let whole = b.op("Whole", "ReduceMin", &[self.share], &axes); // [R]
+        let whole = cast(b, "Whole/ToBool", whole, DataType::Bool);
+        let cut = b.op("Cut", "Not", &[whole], &[]);
+        let edge = b.op("edge/NonZero", "NonZero", &[cut], &[]); // [1, E]
+        let edge = reshape(b, "edge", edge, &[-1]);
+        let [regions, pictures, share] = [("regions", self.regions), ("pictures", self.pictures), ("share", self.share)]
+            .map(|(name, x)| b.op(&format!("edge/{name}"), "Gather", &[x, edge], &[Attribute::int("axis", 0)]));
+        let again = Self { size: self.size, regions, pictures, share };
+        let crops = b.within("edge", |b| again.crops(b, map)); // [E, C, size[0], size[1]]
+        let again = b.op("edge/Mean", "ReduceMean", &[crops], &[Attribute::ints("axes", &[2, 3])]);
+        let places = reshape(b, "edge/column", edge, &[-1, 1]);
+        b.op("means", "ScatterND", &[means, places, again], &[])
+    }
+}
+
+/// Bilinear samples, the mean of `sampling` times `sampling` for each of `size`: `[N, C, h, w] -> [R, C, size[0], size[1]]`.
+///
+/// * `regions`: the boxes in cells, `[R, 4]`, x first; and whose they are, `[R]`.
+fn align(b: &mut Builder, name: &str, map: Value, regions: [Value; 2], size: [i64; 2], sampling: i64) -> Value {
     let attributes = [
         Attribute::text("mode", "avg"),
         Attribute::text("coordinate_transformation_mode", "half_pixel"),
         Attribute::int("output_height", size[0]),
         Attribute::int("output_width", size[1]),
-        Attribute::int("sampling_ratio", 1),
+        Attribute::int("sampling_ratio", sampling),
         Attribute::float("spatial_scale", 1.0),
     ];
-    let crops = b.op("RoiAlign", "RoiAlign", &[map, regions_px, regions.pictures], &attributes);
-    let inside = b.op("Inside", "And", &inside, &[]); // [R, size[0], size[1]]
-    let axis = b.ints("channel", &[1], &[1]);
-    let inside = b.op("Inside/channels", "Unsqueeze", &[inside, axis], &[]);
-    // A product, since onnxruntime takes four times as long for Where.
-    let share = cast(b, "Inside/ToFloat", inside, DataType::Float);
-    b.op("crops", "Mul", &[crops, share], &[])
+    b.op(name, "RoiAlign", &[map, regions[0], regions[1]], &attributes)
 }
 
 /// Averages each bin of each region over its own group of maps: `[N, bins * C, h, w] -> [N * P, C]`.
@@ -272,6 +318,7 @@ fn position_sensitive(b: &mut Builder, maps: Value, regions: &Proposed, bins: [i
     let sides = b.op("sides", "Sub", &[high, low], &[]);
     let divisor = b.floats("bins", &[2], &bins.map(|n| n as f32));
     let step = b.op("step", "Div", &[sides, divisor], &[]);
+    let size = [size[0] / bins[0], size[1] / bins[1]];
     let bin = |b: &mut Builder, (i, group): (i64, Value)| {
         let place = [i / bins[1], i % bins[1]].map(|p| p as f32);
         b.within(&format!("bin_{i}"), |b| {
@@ -282,13 +329,19 @@ fn position_sensitive(b: &mut Builder, maps: Value, regions: &Proposed, bins: [i
             };
             let (from, to) = (corner("from", place), corner("to", place.map(|p| p + 1.0)));
             let boxes = concat(b, "boxes", &[from, to], 1);
-            crop(b, group, regions, boxes, [size[0] / bins[0], size[1] / bins[1]])
+            let samples = Samples::new(b, group, regions, boxes, size);
+            if size[0] == size[1] {
+                return samples.means(b, group);
+            }
+            // RoiAlign has one number of samples for both ways.
+            let crops = samples.crops(b, group);
+            b.op("Mean", "ReduceMean", &[crops], &[Attribute::ints("axes", &[2, 3])])
         })
     };
     let parts: Vec<Value> = (0i64..).zip(groups).map(|group| bin(b, group)).collect();
     let sum = b.op("sum", "Sum", &parts, &[]);
     let count = b.float("count", count as f32);
-    let mean = b.op("div", "Div", &[sum, count], &[]);
+    let mean = b.op("div", "Div", &[sum, count], &[]); // [N * P, C, 1, 1]
     b.op("Mean", "ReduceMean", &[mean], &[Attribute::ints("axes", &[2, 3]), Attribute::int("keepdims", 0)])
 }
 

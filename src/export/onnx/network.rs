@@ -128,6 +128,8 @@ fn sliding(window: &Window) -> Result<Vec<Attribute>> {
     match window.padding {
         Padding::Valid => {}
         Padding::Explicit(pads) => attributes.push(Attribute::ints("pads", &pads)),
+        // A window of one cell needs no padding; onnxruntime's MaxPool would find a negative one with stride 2, and stop.
+        Padding::Same if window.kernel == [1, 1] => {}
         // With stride 1 the padding does not depend on the map's size, which runtimes like better, and dilation need.
         Padding::Same if window.stride == [1, 1] => attributes.push(Attribute::ints("pads", &window.pads(1, 1))),
         Padding::Same if window.dilation == [1, 1] => attributes.push(Attribute::text("auto_pad", "SAME_UPPER")),
