@@ -259,11 +259,13 @@ fn ssd_training(
 /// The proposals of a golden file.
 fn regions(golden: &Golden, phase: &str, picture_px: [usize; 2]) -> Regioned {
     let counts: Vec<usize> = golden.get(&format!("{phase}/pred/num_proposals")).iter().map(|&n| n as usize).collect();
-    let boxes_px = rows(&golden.f32(&format!("{phase}/pred/proposal_boxes")));
-    let most = boxes_px.len() / counts.len();
-    let boxes_px: Vec<BBox> = counts.iter().enumerate().flat_map(|(i, &n)| boxes_px[i * most..i * most + n].to_vec()).collect();
-    let scale = [picture_px[0] as f32, picture_px[1] as f32];
-    let boxes = boxes_px.iter().map(|b| [b[0] / scale[0], b[1] / scale[1], b[2] / scale[0], b[3] / scale[1]]).collect();
+    let padded = |name: &str| rows(&golden.f32(&format!("{phase}/pred/{name}")));
+    // Both are read: to divide by the picture's sides rounds otherwise, and may put a crop's last sample outside of the map.
+    let [boxes, boxes_px] = ["proposal_boxes_normalized", "proposal_boxes"].map(|name| -> Vec<BBox> {
+        let all = padded(name);
+        let most = all.len() / counts.len();
+        counts.iter().enumerate().flat_map(|(i, &n)| all[i * most..i * most + n].to_vec()).collect()
+    });
     Regioned { picture_px, counts, boxes, boxes_px }
 }
 
