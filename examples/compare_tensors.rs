@@ -29,7 +29,7 @@ use odh::models::ssd::Ssd;
 use odh::net::exec::{self, Inference, MovingUpdate};
 use odh::net::variables::{Variables, values_in_tensorflow_layout};
 use odh::proto::object_detection::protos as pb;
-use reference::{Golden, set_regenerated_weights};
+use reference::{Golden, nhwc, rows, set_regenerated_weights, values};
 use tch::{Device, Kind, Tensor};
 
 fn main() -> Result<()> {
@@ -85,18 +85,6 @@ impl Report {
         let difference = (mine - expected).abs() / expected.abs().max(1e-6);
         self.add(kind, &format!("{key} {mine} for {expected}"), difference, tolerance);
     }
-}
-
-fn values(x: &Tensor) -> Vec<f32> {
-    Vec::<f32>::try_from(x.detach().contiguous().view([-1])).unwrap_or_default()
-}
-
-fn nhwc(x: &Tensor) -> Vec<f32> {
-    values(&x.permute([0, 2, 3, 1]))
-}
-
-fn rows(values: &[f32]) -> Vec<BBox> {
-    values.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect()
 }
 
 fn compare(pictures: &Path, config: &Path, npz: &Path, report: &mut Report) -> Result<()> {

@@ -20,7 +20,7 @@ use odh::net::exec::{self, Inference};
 use odh::net::graph::Graph;
 use odh::net::variables::{Variables, values_in_tensorflow_layout};
 use odh::proto::object_detection::protos as pb;
-use reference::{Golden, set_regenerated_weights, variable_table};
+use reference::{Golden, nhwc, rows, set_regenerated_weights, values, variable_table};
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
@@ -130,18 +130,6 @@ fn faster_rcnn(name: &str, num_classes: i32, small: Option<Small>) -> FasterRcnn
         }
     }
     FasterRcnn::from_config(&model).unwrap()
-}
-
-fn values(x: &Tensor) -> Vec<f32> {
-    Vec::<f32>::try_from(x.detach().contiguous().view([-1])).unwrap()
-}
-
-fn nhwc(x: &Tensor) -> Vec<f32> {
-    values(&x.permute([0, 2, 3, 1]))
-}
-
-fn rows(values: &[f32]) -> Vec<BBox> {
-    values.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect()
 }
 
 /// The picture as the model wants it: `[1, H, W, 3]`.

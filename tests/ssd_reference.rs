@@ -13,7 +13,7 @@ use odh::net::exec::{self, Inference};
 use odh::net::graph::{Initializer, Variable, VariableKind};
 use odh::net::variables::{Variables, values_in_tensorflow_layout};
 use odh::proto::object_detection::protos as pb;
-use reference::{Golden, set_regenerated_weights, variable_table, weight};
+use reference::{Golden, set_regenerated_weights, values, variable_table, weight};
 use tch::{Device, Kind, Tensor};
 
 /// One model of the reference, and how near its gradients come.
@@ -44,10 +44,6 @@ fn ssd(model: &str, num_classes: i32) -> Ssd {
     let Some(pb::detection_model::Model::Ssd(mut ssd)) = config.model.unwrap().model else { panic!("{model} is no SSD") };
     ssd.num_classes = Some(num_classes);
     Ssd::from_config(&ssd).unwrap()
-}
-
-fn values(x: &Tensor) -> Vec<f32> {
-    Vec::<f32>::try_from(x.detach().contiguous().view([-1])).unwrap()
 }
 
 #[test]

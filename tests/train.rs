@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
 use tempfile::TempDir;
 
@@ -65,22 +65,24 @@ fn a_resumed_run_ends_with_the_very_bytes_of_an_uninterrupted_one() {
     assert_ne!(fs::read(checkpoint(whole.path(), 6)).unwrap(), fs::read(checkpoint(other.path(), 6)).unwrap());
 }
 
-#[test]
-fn ctrl_c_saves_and_exits_with_130_and_the_run_goes_on() {
-    let folder = project();
-    let mut child = odh()
-        .current_dir(folder.path())
-        .args(START)
-        .args(["-s", "100000", "-e", "False"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+/// A long training that has made its first step, and what it says from there on.
+fn under_way(folder: &Path) -> (Child, BufReader<ChildStderr>) {
+    let mut command = odh();
+    command.current_dir(folder).args(START).args(["-s", "100000", "-e", "False"]).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.starts_with("step 1/") {
         line.clear();
         assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended before its first step");
     }
+    (child, stderr)
+}
+
+#[test]
+fn ctrl_c_saves_and_exits_with_130_and_the_run_goes_on() {
+    let folder = project();
+    let (mut child, stderr) = under_way(folder.path());
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let rest: Vec<String> = stderr.lines().map_while(Result::ok).collect();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
@@ -95,19 +97,7 @@ fn ctrl_c_saves_and_exits_with_130_and_the_run_goes_on() {
 #[test]
 fn a_second_ctrl_c_ends_at_once_with_130_and_without_a_crash() {
     let folder = project();
-    let mut child = odh()
-        .current_dir(folder.path())
-        .args(START)
-        .args(["-s", "100000", "-e", "False"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    while !line.starts_with("step 1/") {
-        line.clear();
-        assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended before its first step");
-    }
+    let (mut child, stderr) = under_way(folder.path());
     for _ in 0..2 {
         // The second may come too late, when the first has ended it.
         let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).stderr(Stdio::null()).status();

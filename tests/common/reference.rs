@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
 
+use odh::detection::boxes::BBox;
 use odh::net::variables::Variables;
+use tch::Tensor;
 
 /// The value of variable `name` by the recipe in the reference's README: FNV-1a of the name, SplitMix64, a range by the first rule that fits.
 pub fn weight(name: &str, shape: &[i64]) -> Vec<f32> {
@@ -164,4 +166,22 @@ pub fn variable_table(path: &Path) -> Vec<Row> {
             Row { name: columns[0].into(), shape_90: shape(columns[2]), shape_5: shape(columns[3]), trainable: columns[4] == "1" }
         })
         .collect()
+}
+
+/// The elements in their order.
+#[allow(dead_code)]
+pub fn values(x: &Tensor) -> Vec<f32> {
+    Vec::<f32>::try_from(x.detach().contiguous().view([-1])).unwrap()
+}
+
+/// The elements of `[N, C, H, W]` in the order that TensorFlow has them.
+#[allow(dead_code)]
+pub fn nhwc(x: &Tensor) -> Vec<f32> {
+    values(&x.permute([0, 2, 3, 1]))
+}
+
+/// Four numbers a box.
+#[allow(dead_code)]
+pub fn rows(values: &[f32]) -> Vec<BBox> {
+    values.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect()
 }
