@@ -120,6 +120,16 @@ fn what_cannot_be_read_is_refused_by_its_own_name() {
 }
 
 #[test]
+fn a_damaged_pictures_fault_is_said_once() {
+    let mut bytes = std::fs::read(fixtures().join("la.png")).unwrap();
+    let data = bytes.windows(4).position(|w| w == b"IDAT").unwrap();
+    let length = u32::from_be_bytes(bytes[data - 4..data].try_into().unwrap()) as usize;
+    bytes[data + 4 + length] ^= 0xff; // the chunk's checksum
+    let said = format!("{:#}", decode(&bytes).unwrap_err());
+    assert!(said.starts_with("the png cannot be decoded: ") && said.matches("CRC").count() == 1, "{said}");
+}
+
+#[test]
 fn real_photos_decode_to_tensorflows_bytes() {
     for (folder, count, want) in [
         ("datasets/raccoon", 200, "26192329468edacf998f2e93736930a7f965c7bd6d26f2a9aff6136ed701400c"),

@@ -109,6 +109,86 @@ fn a_second_ctrl_c_ends_at_once_with_130_and_without_a_crash() {
 }
 
 #[test]
+fn a_second_training_in_one_folder_is_refused_until_the_first_is_gone_even_if_killed() {
+    let folder = project();
+    let (mut child, stderr) = under_way(folder.path());
+    for more in [&["-s", "2"][..], &["-s", "2", "-r"]] {
+        let second = train(folder.path(), more);
+        assert_eq!(second.status.code(), Some(1), "{more:?}");
+        let text = String::from_utf8_lossy(&second.stderr);
+        assert!(text.contains("train_dir/tiny` is in use by another odh"), "{text}");
+        assert!(text.contains(&format!("(process {}", child.id())), "{text}");
+    }
+    assert_eq!(child.try_wait().unwrap(), None, "the first goes on");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    drop(stderr);
+    trained(folder.path(), &["-s", "2", "-e", "False", "--export", "False"]);
+    assert_eq!(steps(folder.path()), [2]);
+    assert!(!folder.path().join("train_dir/tiny/.odh.lock").exists());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_with_the_whole_one_before_it_and_the_flag_that_takes_that() {
+    let (folder, whole) = (project(), project());
+    let quiet = ["-e", "False", "--export", "False"];
+    let run = |folder: &TempDir, more: &[&str]| train(folder.path(), &[more, &quiet[..]].concat());
+    for folder in [&folder, &whole] {
+        assert!(run(folder, &["-s", "6", "-n", "2"]).status.success());
+    }
+    let at = |name: &str| folder.path().join("train_dir/tiny").join(name);
+    let cut = |name: &str| fs::write(at(name), &fs::read(at(name)).unwrap()[..9]).unwrap();
+    let refused = |wanted: &[&str]| {
+        let kept = steps(folder.path());
+        let output = run(&folder, &["-s", "8", "-n", "2"]);
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        for wanted in wanted {
+            assert!(text.contains(wanted), "no `{wanted}`: {text}");
+        }
+        assert_eq!(steps(folder.path()), kept);
+    };
+    cut("model.ckpt-6.data-00000-of-00001");
+    refused(&["model.ckpt-6.data-00000-of-00001", "add `--checkpoint train_dir/tiny/model.ckpt-4`"]);
+    // The one before is damaged too, in a single byte.
+    let mut bytes = fs::read(at("model.ckpt-4.data-00000-of-00001")).unwrap();
+    bytes[5000] ^= 1;
+    fs::write(at("model.ckpt-4.data-00000-of-00001"), bytes).unwrap();
+    refused(&["model.ckpt-6", "add `--checkpoint train_dir/tiny/model.ckpt-2`"]);
+    cut("checkpoint");
+    refused(&["train_dir/tiny/checkpoint` is damaged", "add `--checkpoint train_dir/tiny/model.ckpt-2`"]);
+    fs::remove_file(at("checkpoint")).unwrap();
+    refused(&["no `checkpoint`", "add `--checkpoint train_dir/tiny/model.ckpt-2`", "--reset"]);
+
+    // From there it ends where the run without faults does.
+    let chosen = "train_dir/tiny/model.ckpt-2";
+    assert!(run(&folder, &["-s", "8", "-n", "2", "--checkpoint", chosen]).status.success());
+    assert!(run(&whole, &["-s", "8", "-n", "2"]).status.success());
+    assert_eq!(fs::read(checkpoint(folder.path(), 8)).unwrap(), fs::read(checkpoint(whole.path(), 8)).unwrap());
+
+    fs::create_dir(folder.path().join("elsewhere")).unwrap();
+    for file in ["index", "data-00000-of-00001"] {
+        fs::copy(at(&format!("model.ckpt-8.{file}")), folder.path().join(format!("elsewhere/model.ckpt-8.{file}"))).unwrap();
+    }
+    let output = run(&folder, &["-s", "9", "--checkpoint", "elsewhere/model.ckpt-8"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--fine_tune_checkpoint"), "{output:?}");
+    assert_eq!(run(&folder, &["-s", "9", "-r", "--checkpoint", chosen]).status.code(), Some(2));
+}
+
+#[test]
+fn a_reset_deletes_nothing_unless_there_is_something_to_start_from() {
+    let folder = project();
+    trained(folder.path(), &["-s", "1", "-e", "False", "--export", "False"]);
+    let own = "train_dir/tiny/model.ckpt-1";
+    for (start, wanted) in [(own, "would delete"), ("nowhere/model.ckpt", "nowhere/model.ckpt")] {
+        let output = train(folder.path(), &["-s", "2", "-r", "-e", "False", "--fine_tune_checkpoint", start]);
+        assert_eq!(output.status.code(), Some(1), "{start}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(wanted), "{output:?}");
+        assert_eq!(steps(folder.path()), [1]);
+    }
+}
+
+#[test]
 fn evaluations_checkpoints_export_and_the_log_are_where_the_old_tool_had_them() {
     let folder = project();
     let output = trained(folder.path(), &["-s", "7", "-n", "1"]);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ArgAction;
 
 use crate::config::label_map::LabelMap;
@@ -13,11 +13,16 @@ use crate::config::weights::{self, WeightsOptions};
 use crate::config::zoo::{self, ZooModel};
 use crate::engine::eval::EvalOptions;
 use crate::engine::train::{TrainOptions, Trained, train};
-use crate::engine::{checkpoint, device};
+use crate::engine::{checkpoint, device, model_files};
 use crate::export::folder::ExportInput;
 use crate::formats::atomic_file;
+use crate::formats::lock::Lock;
+use crate::formats::tensor_bundle::BundleReader;
 use crate::proto::object_detection::protos as pb;
 use crate::{exit, interrupt, models, outln, prompt};
+
+/// Held in the train folder by the run that works there.
+const LOCK: &str = ".odh.lock";
 
 const EXAMPLE: &str = "\
 Examples:
@@ -58,6 +63,9 @@ pub struct Args {
     /// auto, cpu, cuda or cuda:N
     #[arg(long = "device", value_name = "DEVICE", default_value = "auto")]
     device: String,
+    /// Checkpoint of this model's train folder to go on from in place of the latest (PREFIX of PREFIX.index)
+    #[arg(long = "checkpoint", value_name = "PREFIX")]
+    checkpoint: Option<PathBuf>,
     /// Pipeline config to use in place of the model's own
     #[arg(long = "pipeline_config", value_name = "FILE")]
     pipeline_config: Option<PathBuf>,
@@ -112,11 +120,8 @@ pub fn run(args: Args) -> Result<()> {
 
     let device = device::choose(&args.device)?;
     let [train_dir, eval_dir, export_dir] = ["train_dir", "eval_dir", "export_dir"].map(|folder| Path::new(folder).join(&name));
-    if args.reset {
-        for folder in [&train_dir, &eval_dir] {
-            empty(folder)?;
-        }
-    }
+    let _lock = Lock::take(&train_dir.join(LOCK), &train_dir)?;
+    let resume_from = resume_from(&args, &train_dir)?;
     tracing::info!("Program start [ model : {name}, num steps : {num_steps} ]");
     tracing::info!(
         "Settings [ config : {source}, device : {}, seed : {}, batch size : {}, classes : {} ]",
@@ -128,13 +133,15 @@ pub fn run(args: Args) -> Result<()> {
     for note in notes {
         tracing::info!("{note}");
     }
-    let resuming = checkpoint::latest(&train_dir)?.is_some();
-    let start_from = if resuming { None } else { start_from(&args, &config, &name, zoo_model)? };
+    let start_from = if resume_from.is_some() { None } else { start_from(&args, &config, &name, zoo_model)? };
+    if args.reset {
+        // Only now that there is something to begin with.
+        empty(&[&train_dir, &eval_dir], start_from.as_deref())?;
+    }
     if let Some(prefix) = &start_from {
         let prefix = prefix.to_str().context("the checkpoint's path is not UTF-8, and a pipeline config cannot hold it")?;
         config.train_config.get_or_insert_default().fine_tune_checkpoint = Some(prefix.to_string());
     }
-    fs::create_dir_all(&train_dir).with_context(|| format!("cannot create {}", train_dir.display()))?;
     atomic_file::write(&train_dir.join("pipeline.config"), pipeline::to_text(&config).as_bytes())?;
     atomic_file::write(&train_dir.join("label_map.pbtxt"), label_map.to_text()?.as_bytes())?;
 
@@ -157,6 +164,7 @@ pub fn run(args: Args) -> Result<()> {
         evaluation,
         train_dir,
         eval_dir,
+        resume_from,
         start_from,
         num_steps: u64::from(num_steps),
         save_every: args.evaluate_number,
@@ -286,16 +294,62 @@ fn start_from(
     }
 }
 
-/// Deletes what a run left in a folder; the folder stays.
-fn empty(folder: &Path) -> Result<()> {
-    let entries = match fs::read_dir(folder) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.with_context(|| format!("cannot read {}", folder.display()))?,
+/// Where an earlier run of this model stands: what the flag says, else the latest checkpoint.
+fn resume_from(args: &Args, train_dir: &Path) -> Result<Option<PathBuf>> {
+    let Some(typed) = &args.checkpoint else {
+        return if args.reset { Ok(None) } else { checkpoint::latest(train_dir) };
     };
-    for entry in entries {
-        let path = entry?.path();
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.with_context(|| format!("--reset: cannot delete {}", path.display()))?;
+    if args.reset {
+        return Err(exit::usage("--checkpoint goes on from a checkpoint and --reset starts anew: leave one of them out"));
+    }
+    let prefix = model_files::existing(typed)?;
+    ensure!(
+        is_within(&prefix, train_dir),
+        "--checkpoint `{}` is not in this model's train folder `{}`; to begin with another training's weights, give them to \
+         --fine_tune_checkpoint",
+        prefix.display(),
+        train_dir.display()
+    );
+    Ok(Some(prefix))
+}
+
+/// Whether a file is in a folder or below it, by their real paths.
+fn is_within(file: &Path, folder: &Path) -> bool {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    matches!((parent.canonicalize(), folder.canonicalize()), (Ok(parent), Ok(folder)) if parent.starts_with(&folder))
+}
+
+/// Deletes what a run left in its folders; the folders stay.
+///
+/// # Errors
+/// If that would delete what the new run starts from, which is then still there; or something cannot be deleted.
+fn empty(folders: &[&Path], start_from: Option<&Path>) -> Result<()> {
+    if let Some(start) = start_from {
+        BundleReader::open(start).context("nothing was reset")?;
+        for folder in folders {
+            ensure!(
+                !is_within(start, folder),
+                "--reset would delete `{}`, which the training is to start from: move it out of `{}` first",
+                start.display(),
+                folder.display()
+            );
+        }
+    }
+    for folder in folders {
+        let entries = match fs::read_dir(folder) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            entries => entries.with_context(|| format!("cannot read `{}`", folder.display()))?,
+        };
+        for entry in entries {
+            let entry = entry.with_context(|| format!("cannot read `{}`", folder.display()))?;
+            if entry.file_name() == LOCK {
+                continue;
+            }
+            let path = entry.path();
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.with_context(|| format!("--reset: cannot delete `{}`", path.display()))?;
+        }
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result, anyhow, bail};
-use image::{DynamicImage, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageError, ImageFormat, ImageReader, Limits};
 
 use crate::data::jpeg::{self, Dct};
 pub use crate::data::resize::{resize_bilinear, resize_bilinear_into};
@@ -93,7 +93,8 @@ pub fn size(bytes: &[u8]) -> Result<(usize, usize)> {
         Format::Jpeg => jpeg::header(bytes).map(|h| (h.width, h.height))?,
         Format::Png => png_size(bytes)?,
         other => {
-            let dimensions = catch_panics(|| Ok(ImageReader::with_format(Cursor::new(bytes), other.codec()).into_dimensions()?));
+            let reader = ImageReader::with_format(Cursor::new(bytes), other.codec());
+            let dimensions = catch_panics(|| reader.into_dimensions().map_err(plainly));
             let (width, height) = dimensions.with_context(|| format!("the {}'s header cannot be read", other.name()))?;
             (width as usize, height as usize)
         }
@@ -240,11 +241,19 @@ fn decode_with(bytes: &[u8], dct: Dct) -> Result<RgbImage> {
         // 16 bits and alpha make up to 8 bytes of a pixel, and decoders keep a second copy.
         limits.max_alloc = Some(16 * MAX_PIXELS);
         reader.limits(limits);
-        Ok(reader.decode()?)
+        reader.decode().map_err(plainly)
     });
     let picture = picture.with_context(|| format!("the {} cannot be decoded", format.name()))?;
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     Ok(RgbImage { width, height, data: rgb_of(picture) })
+}
+
+/// A codec's error without what it says of its cause in its own words, where that is its cause's very words.
+fn plainly(error: ImageError) -> anyhow::Error {
+    match std::error::Error::source(&error).map(ToString::to_string) {
+        Some(cause) if error.to_string().contains(&cause) => anyhow!(cause),
+        _ => anyhow!(error),
+    }
 }
 
 /// Runs a decoder that should not panic on damaged data, and makes an error of it if it does.

@@ -13,6 +13,8 @@ use crate::net::variables::Variables;
 
 /// How many checkpoints stay, besides the best.
 const KEEP: usize = 5;
+/// What stands before the step in a checkpoint's name.
+const PREFIX: &str = "model.ckpt-";
 /// TensorFlow's name of the step counter.
 const GLOBAL_STEP: &str = "global_step";
 
@@ -97,7 +99,7 @@ pub struct RunState {
 /// # Errors
 /// If writing fails; the checkpoint before is then still the latest.
 pub fn save(folder: &Path, variables: &Variables, optimizer: &Optimizer, step: u64, run: RunState) -> Result<PathBuf> {
-    let prefix = folder.join(format!("model.ckpt-{step}"));
+    let prefix = folder.join(format!("{PREFIX}{step}"));
     write(&prefix, variables, Some(optimizer), step)?;
     let path = run_state_path(&prefix);
     crate::formats::atomic_file::write(&path, serde_json::to_string_pretty(&run)?.as_bytes())?;
@@ -106,7 +108,7 @@ pub fn save(folder: &Path, variables: &Variables, optimizer: &Optimizer, step: u
     let best = best_step(folder);
     let old: Vec<u64> = kept.iter().rev().skip(KEEP).copied().filter(|&s| Some(s) != best).collect();
     kept.retain(|s| !old.contains(s));
-    let name = |step: u64| PathBuf::from(format!("model.ckpt-{step}"));
+    let name = |step: u64| PathBuf::from(format!("{PREFIX}{step}"));
     let state = CheckpointState { latest: name(step), all: kept.iter().map(|&s| name(s)).collect() };
     checkpoint_state::write(folder, &state)?;
     for step in old {
@@ -157,34 +159,74 @@ pub fn resume(prefix: &Path, variables: &mut Variables, optimizer: &mut Optimize
         )
     })?;
     let step = step_of(&bundle)?.with_context(|| format!("{}: there is no {GLOBAL_STEP}", prefix.display()))?;
-    let path = run_state_path(prefix);
-    let run = match std::fs::read_to_string(&path) {
-        Ok(text) => Some(serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-        Err(e) => return Err(e).with_context(|| format!("reading {}", path.display())),
-    };
-    Ok((step, run))
+    Ok((step, read_run_state(prefix)?))
 }
 
-/// The latest checkpoint of a folder, by its `checkpoint` file.
+/// What is beside a checkpoint that a run saved; `None` beside others.
+fn read_run_state(prefix: &Path) -> Result<Option<RunState>> {
+    let path = run_state_path(prefix);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).map(Some).with_context(|| format!("`{}` is damaged", path.display())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("cannot read `{}`", path.display())),
+    }
+}
+
+/// The latest checkpoint of a folder, by its `checkpoint` file; `None` if the folder has none at all.
 ///
 /// # Errors
-/// If that file is damaged, or names a checkpoint that is not there.
+/// If that file is damaged, or names a checkpoint that is not there, or is missing where there are checkpoints; with what to go on from.
 pub fn latest(folder: &Path) -> Result<Option<PathBuf>> {
-    let Some(state) = checkpoint_state::read(folder)? else { return Ok(None) };
-    let prefix = state.latest;
-    ensure!(
-        with_suffix(&prefix, ".index").is_file(),
-        "{} names {}, which is not there; delete the line or the folder",
-        folder.join("checkpoint").display(),
-        prefix.display()
-    );
-    Ok(Some(prefix))
+    let name = folder.join(checkpoint_state::FILE_NAME);
+    match checkpoint_state::read(folder) {
+        Ok(Some(state)) if with_suffix(&state.latest, ".index").is_file() => Ok(Some(state.latest)),
+        Ok(Some(state)) => {
+            bail!("`{}` names `{}`, which is not there; {}", name.display(), state.latest.display(), instead(folder, None))
+        }
+        // To start anew in such a folder would write over a training that somebody has paid for.
+        Ok(None) if folder.is_dir() && !steps_in(folder)?.is_empty() => {
+            bail!(
+                "there are checkpoints in `{}` but no `{}`; {}",
+                folder.display(),
+                checkpoint_state::FILE_NAME,
+                instead(folder, None)
+            )
+        }
+        Ok(None) => Ok(None),
+        Err(error) => Err(error.context(format!("`{}` is damaged; {}", name.display(), instead(folder, None)))),
+    }
+}
+
+/// Adds to an error of [`resume`] what to go on from, if it is the checkpoint that is damaged and not another model's.
+pub fn advise(error: anyhow::Error, prefix: &Path) -> anyhow::Error {
+    let Some(folder) = prefix.parent().filter(|_| !is_whole(prefix)) else { return error };
+    let before = prefix.file_name().and_then(|name| step_in(name.to_str()?));
+    error.context(format!("the checkpoint `{}` is damaged; {}", prefix.display(), instead(folder, before)))
+}
+
+/// What can be done where the latest checkpoint cannot be gone on from: the newest whole one is named, of those before a step.
+fn instead(folder: &Path, before: Option<u64>) -> String {
+    let steps = steps_in(folder).unwrap_or_default();
+    let older = steps.iter().rev().filter(|&&step| before.is_none_or(|before| step < before));
+    match older.map(|step| folder.join(format!("{PREFIX}{step}"))).find(|prefix| is_whole(prefix)) {
+        Some(prefix) => format!(
+            "`{}` is whole: to go on from there, add `--checkpoint {}` to the command (--reset starts anew)",
+            prefix.display(),
+            prefix.display()
+        ),
+        None => format!("`{}` has no whole checkpoint to go on from; --reset starts anew", folder.display()),
+    }
+}
+
+/// Whether every checksum of a checkpoint agrees and the run's state can be read.
+fn is_whole(prefix: &Path) -> bool {
+    let bundle = BundleReader::open(prefix).and_then(|bundle| bundle.verify());
+    bundle.is_ok() && read_run_state(prefix).is_ok()
 }
 
 /// The best checkpoint of a folder by its evaluations, if one was marked.
 pub fn best(folder: &Path) -> Option<PathBuf> {
-    best_step(folder).map(|step| folder.join(format!("model.ckpt-{step}")))
+    best_step(folder).map(|step| folder.join(format!("{PREFIX}{step}")))
 }
 
 /// What `best.json` holds.
@@ -239,11 +281,15 @@ fn steps_in(folder: &Path) -> Result<Vec<u64>> {
     let mut steps = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
         let name = entry?.file_name();
-        let step = name.to_str().and_then(|n| n.strip_prefix("model.ckpt-")).and_then(|n| n.strip_suffix(".index"));
-        steps.extend(step.and_then(|s| s.parse::<u64>().ok()));
+        steps.extend(name.to_str().and_then(|name| step_in(name.strip_suffix(".index")?)));
     }
     steps.sort_unstable();
     Ok(steps)
+}
+
+/// Of a checkpoint's name.
+fn step_in(name: &str) -> Option<u64> {
+    name.strip_prefix(PREFIX)?.parse().ok()
 }
 
 fn run_state_path(prefix: &Path) -> PathBuf {

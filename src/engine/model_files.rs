@@ -124,7 +124,12 @@ fn at_checkpoint(typed: &Path) -> Result<ModelFiles> {
 }
 
 /// The prefix of a checkpoint that is there.
-fn existing(typed: &Path) -> Result<PathBuf> {
+///
+/// * `typed`: the prefix or one of the checkpoint's files.
+///
+/// # Errors
+/// If it has no index.
+pub fn existing(typed: &Path) -> Result<PathBuf> {
     let prefix = prefix_of(typed);
     ensure!(index_of(&prefix).is_file(), "`{}` is not there: no such checkpoint", index_of(&prefix).display());
     Ok(prefix)

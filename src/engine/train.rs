@@ -40,7 +40,9 @@ pub struct TrainOptions<'a> {
     pub evaluation: Option<EvalOptions<'a>>,
     pub train_dir: PathBuf,
     pub eval_dir: PathBuf,
-    /// Pretrained weights; `None` for random ones.
+    /// The checkpoint of an earlier run to go on from; `None` to begin.
+    pub resume_from: Option<PathBuf>,
+    /// Pretrained weights to begin with; `None` for random ones.
     pub start_from: Option<PathBuf>,
     /// Steps to have finished in the end.
     pub num_steps: u64,
@@ -82,7 +84,7 @@ struct Run<'a> {
     map: Option<f64>,
 }
 
-/// Trains to `num_steps`, from where the train folder's latest checkpoint stands if it has one.
+/// Trains to `num_steps`.
 ///
 /// # Errors
 /// If data, checkpoints or the disk fail; if a loss is not finite; exit code 130 after Ctrl-C, once all is saved.
@@ -92,9 +94,9 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions) -> Result<Train
     let mut optimizer = Optimizer::from_config(options.config, &mut variables)?;
     let mut state = RunState { seed: options.seed, position: Position::default() };
     let mut step = 0;
-    let latest = checkpoint::latest(&options.train_dir)?;
-    if let Some(prefix) = &latest {
-        let (at, saved) = checkpoint::resume(prefix, &mut variables, &mut optimizer)?;
+    if let Some(prefix) = &options.resume_from {
+        let resumed = checkpoint::resume(prefix, &mut variables, &mut optimizer);
+        let (at, saved) = resumed.map_err(|error| checkpoint::advise(error, prefix))?;
         step = at;
         match saved {
             Some(saved) => {
@@ -112,11 +114,11 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions) -> Result<Train
         tracing::warn!("no pretrained weights: training starts from random values, as asked");
     }
     let mut events = EventWriter::create(&options.train_dir)?;
-    if latest.is_some() {
+    if options.resume_from.is_some() {
         events.session_start(step as i64 + 1)?;
     }
     let mut run = Run { model, options, variables, optimizer, step, state, events, eval_events: None, map: None };
-    run.finish(latest)
+    run.finish()
 }
 
 /// Takes over what fits of a checkpoint and says what did not.
@@ -159,10 +161,10 @@ fn start_from(prefix: &Path, model: &dyn DetectionModel, variables: &mut Variabl
 }
 
 impl Run<'_> {
-    fn finish(&mut self, latest: Option<PathBuf>) -> Result<Trained> {
+    fn finish(&mut self) -> Result<Trained> {
         let options = self.options;
         let first = self.step;
-        let mut checkpoint = latest;
+        let mut checkpoint = options.resume_from.clone();
         let (mut stepping, mut waited) = (Duration::ZERO, Duration::ZERO);
         if self.step >= options.num_steps {
             tracing::warn!(

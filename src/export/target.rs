@@ -10,6 +10,13 @@ use tempfile::TempDir;
 
 use super::folder::{EXPORT_JSON, FROZEN_GRAPH, Format, LABEL_MAP, LABELS, ONNX, PIPELINE_CONFIG, SAVED_MODEL, TORCHSCRIPT};
 use crate::formats::checkpoint_state;
+use crate::formats::lock::Lock;
+
+/// In the hidden name of an export that is being made.
+const MAKING: &str = "export-";
+/// In the hidden name of what holds an export, as `INSIDE`, that is being replaced.
+const REPLACED: &str = "old-";
+const INSIDE: &str = "export";
 
 /// Where the export goes, and where it is made.
 pub struct Target {
@@ -17,6 +24,8 @@ pub struct Target {
     path: PathBuf,
     /// Beside it; deleted if it does not get there.
     temporary: TempDir,
+    /// Nobody else exports there meanwhile.
+    _lock: Lock,
 }
 
 impl Target {
@@ -25,19 +34,23 @@ impl Target {
         self.temporary.path()
     }
 
-    /// Looks at what is there, and makes a hidden folder beside it.
+    /// Looks at what is there, tidies up what a killed export left beside it, and makes a hidden folder there.
     ///
     /// # Errors
-    /// If it is a file, or a folder of other things than an export.
+    /// If it is a file, or a folder of other things than an export, or another process exports there.
     pub fn new(output_dir: &Path) -> Result<Self> {
         let (path, parent) = place(output_dir)?;
+        let lock = Lock::take(&parent.join(hidden(&path, "lock")), output_dir)?;
+        if lock.is_sure() {
+            tidy(&path, &parent);
+        }
         let temporary = tempfile::Builder::new()
-            .prefix(&hidden(&path, "export"))
+            .prefix(&hidden(&path, MAKING))
             // As any new folder: the umask takes away what it must.
             .permissions(Permissions::from_mode(0o777))
             .tempdir_in(&parent)
             .with_context(|| format!("cannot create a folder in `{}`", parent.display()))?;
-        Ok(Self { path, temporary })
+        Ok(Self { path, temporary, _lock: lock })
     }
 
     /// Another place: `.NAME.what` beside the first. An earlier export there is replaced; returns the place.
@@ -45,10 +58,7 @@ impl Target {
     /// # Errors
     /// If other things than an export are there.
     pub fn aim_aside(&mut self, what: &str) -> Result<PathBuf> {
-        let mut name = OsString::from(".");
-        name.push(self.path.file_name().unwrap_or_default());
-        name.push(format!(".{what}"));
-        self.path = place(&self.path.with_file_name(name))?.0;
+        self.path = place(&self.path.with_file_name(hidden(&self.path, what)))?.0;
         Ok(self.path.clone())
     }
 
@@ -59,8 +69,8 @@ impl Target {
         let new = self.temporary.path();
         sync(new).with_context(failed)?;
         let old = if self.path.exists() {
-            let aside = tempfile::Builder::new().prefix(&hidden(&self.path, "old")).tempdir_in(parent).with_context(failed)?;
-            let old = aside.path().join("export");
+            let aside = tempfile::Builder::new().prefix(&hidden(&self.path, REPLACED)).tempdir_in(parent).with_context(failed)?;
+            let old = aside.path().join(INSIDE);
             fs::rename(&self.path, &old).with_context(failed)?;
             Some((aside, old))
         } else {
@@ -79,24 +89,62 @@ impl Target {
         }
         sync(parent).with_context(failed)?;
         if let Some((aside, old)) = old
-            && let Err(error) = self.carry_over(&old)
+            && let Err(error) = carry_over(&old, &self.path)
         {
             let kept = aside.keep();
             return Err(error).with_context(|| format!("the export is in place, and the earlier one in `{}`", kept.display()));
         }
         Ok(())
     }
+}
 
-    /// Moves what a user put beside an earlier export; what other exports wrote would not belong to this graph any more.
-    fn carry_over(&self, old: &Path) -> Result<()> {
-        for entry in fs::read_dir(old).with_context(|| format!("cannot read `{}`", old.display()))? {
-            let name = entry.with_context(|| format!("cannot read `{}`", old.display()))?.file_name();
-            let to = self.path.join(&name);
-            if !is_exports(&name) && !to.exists() {
-                fs::rename(old.join(&name), &to).with_context(|| format!("cannot keep `{}`", to.display()))?;
-            }
+/// Moves what a user put beside an earlier export; what other exports wrote would not belong to this graph any more.
+fn carry_over(old: &Path, new: &Path) -> Result<()> {
+    for entry in fs::read_dir(old).with_context(|| format!("cannot read `{}`", old.display()))? {
+        let name = entry.with_context(|| format!("cannot read `{}`", old.display()))?.file_name();
+        let to = new.join(&name);
+        if !is_exports(&name) && !to.exists() {
+            fs::rename(old.join(&name), &to).with_context(|| format!("cannot keep `{}`", to.display()))?;
         }
-        Ok(())
+    }
+    Ok(())
+}
+
+/// Ends what exports began that were killed: those half made are deleted, and one that was being replaced either goes back to its
+/// place or gives up what a user put beside it. Nobody else may be exporting there.
+fn tidy(path: &Path, parent: &Path) {
+    for aside in left_behind(path, parent, REPLACED) {
+        let old = aside.join(INSIDE);
+        let kept = match (old.exists(), path.exists()) {
+            (false, _) => Ok(()),
+            (true, false) => fs::rename(&old, path).context("it cannot go back"),
+            (true, true) => carry_over(&old, path),
+        };
+        match kept {
+            Ok(()) => delete(&aside),
+            Err(error) => tracing::warn!("an earlier export of `{}` is in `{}`: {error:#}", path.display(), aside.display()),
+        }
+    }
+    for half in left_behind(path, parent, MAKING) {
+        delete(&half);
+    }
+}
+
+/// Folders of the names that `hidden` starts and tempfile ends.
+fn left_behind(path: &Path, parent: &Path, what: &str) -> Vec<PathBuf> {
+    let start = hidden(path, what);
+    let is_one = |name: &OsStr| {
+        let rest = name.as_encoded_bytes().strip_prefix(start.as_encoded_bytes());
+        rest.is_some_and(|rest| rest.len() == 6 && rest.iter().all(u8::is_ascii_alphanumeric))
+    };
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    entries.filter(|e| is_one(&e.file_name()) && e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()).collect()
+}
+
+fn delete(folder: &Path) {
+    match fs::remove_dir_all(folder) {
+        Ok(()) => tracing::info!("deleted `{}`, which an export left that was killed", folder.display()),
+        Err(error) => tracing::warn!("cannot delete `{}`, which an export left that was killed: {error}", folder.display()),
     }
 }
 
@@ -128,14 +176,87 @@ fn is_exports(name: &OsStr) -> bool {
     NAMES.contains(&name.as_ref()) || name.starts_with("model.ckpt") || name.starts_with("model.torchscript")
 }
 
-/// `.NAME.what-`, the start of a hidden name beside `path`.
+/// `.NAME.what`, a hidden name beside `path` or the start of one.
 fn hidden(path: &Path, what: &str) -> OsString {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{what}-"));
+    name.push(format!(".{what}"));
     name
 }
 
 fn sync(folder: &Path) -> std::io::Result<()> {
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn export(folder: &Path, contents: &str) -> PathBuf {
+        fs::create_dir_all(folder).unwrap();
+        fs::write(folder.join(ONNX), contents).unwrap();
+        folder.to_path_buf()
+    }
+
+    #[test]
+    fn two_exports_into_one_folder_at_once_are_refused_and_into_two_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Target::new(&folder.path().join("m")).unwrap();
+        let error = Target::new(&folder.path().join("./m")).err().unwrap().to_string();
+        assert!(error.contains("m` is in use by another odh (process "), "{error}");
+        Target::new(&folder.path().join("other")).unwrap();
+        export(first.folder(), "new");
+        first.put_in_place().unwrap();
+        assert_eq!(names(folder.path()), ["m"]);
+    }
+
+    #[test]
+    fn what_killed_exports_left_is_deleted_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let m = export(&folder.path().join("m"), "whole");
+        let others =
+            [".m.export-ab", ".m.export-abcdefg", ".n.export-abcdef", ".m.export-abc.ef", "m.export-abcdef", ".m.drifted"];
+        for name in others.iter().chain(&[".m.export-aB3dE6"]) {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            fs::write(folder.path().join(name).join("half"), "").unwrap();
+        }
+        fs::write(folder.path().join(".m.export-abcdef"), "a file").unwrap();
+        let target = Target::new(&m).unwrap();
+        let made = target.folder().file_name().unwrap().to_str().unwrap().to_string();
+        drop(target);
+        let mut left: Vec<&str> = others.into_iter().chain(["m", ".m.export-abcdef"]).collect();
+        left.sort_unstable();
+        assert_eq!(names(folder.path()), left, "made {made}");
+        assert_eq!(fs::read_to_string(m.join(ONNX)).unwrap(), "whole");
+    }
+
+    #[test]
+    fn an_export_that_was_killed_between_its_two_renames_gives_the_old_one_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let m = folder.path().join("m");
+        export(&folder.path().join(".m.old-abcdef/export"), "old");
+        export(&folder.path().join(".m.export-abcdef"), "half");
+        drop(Target::new(&m).unwrap());
+        assert_eq!(fs::read_to_string(m.join(ONNX)).unwrap(), "old");
+        assert_eq!(names(folder.path()), ["m"]);
+    }
+
+    #[test]
+    fn an_export_that_was_killed_behind_its_renames_gives_up_the_users_own_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let m = export(&folder.path().join("m"), "new");
+        let old = export(&folder.path().join(".m.old-abcdef/export"), "old");
+        fs::write(old.join("notes.txt"), "mine").unwrap();
+        drop(Target::new(&m).unwrap());
+        assert_eq!(fs::read_to_string(m.join(ONNX)).unwrap(), "new");
+        assert_eq!(fs::read_to_string(m.join("notes.txt")).unwrap(), "mine");
+        assert_eq!(names(folder.path()), ["m"]);
+    }
 }

@@ -184,6 +184,22 @@ fn exif_segment(bytes: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// Whether bytes are a TGA picture, which has no mark at its start: by the mark that newer ones end in, else by a header whose every
+/// field makes sense.
+fn is_tga(bytes: &[u8]) -> bool {
+    let Some(&[_, has_map, kind, m0, m1, n0, n1, map_bits, _, _, _, _, w0, w1, h0, h1, bits, _]) = bytes.first_chunk::<18>()
+    else {
+        return false;
+    };
+    let map = match has_map {
+        0 => [m0, m1, n0, n1, map_bits] == [0; 5] && !matches!(kind, 1 | 9),
+        1 => [n0, n1] != [0, 0] && matches!(map_bits, 15 | 16 | 24 | 32),
+        _ => false,
+    };
+    let header = map && matches!(kind, 1..=3 | 9..=11) && matches!(bits, 8 | 15 | 16 | 24 | 32);
+    header && [w0, w1] != [0, 0] && [h0, h1] != [0, 0] || bytes.ends_with(b"TRUEVISION-XFILE.\0")
+}
+
 /// What bytes that are no usable picture seem to be, and what to do.
 fn foreign(bytes: &[u8]) -> String {
     let at = |offset: usize, mark: &[u8]| bytes.get(offset..).is_some_and(|rest| rest.starts_with(mark));
@@ -199,6 +215,10 @@ fn foreign(bytes: &[u8]) -> String {
             "a PPM, PGM or PBM picture"
         }
         () if at(0, b"\0\0\x01\0") => "an icon",
+        () if at(0, b"DDS ") => "a DDS picture",
+        () if at(0, b"v/1\x01") || at(0, b"#?RADIANCE") => "an HDR picture",
+        () if matches!(bytes, [0x0a, 0 | 2..=5, 0 | 1, 1 | 2 | 4 | 8, ..]) => "a PCX picture",
+        () if is_tga(bytes) => "a TGA picture",
         () if text.starts_with(b"<svg") => "an SVG drawing",
         () => "",
     };
@@ -309,6 +329,10 @@ mod tests {
     fn other_files_are_named() {
         for (bytes, wanted) in [
             (&b"II*\0aaaa"[..], "TIFF"),
+            (b"\0\0\x02\0\0\0\0\0\0\0\0\0\x3c\0\x28\0\x18\0", "TGA"),
+            (b"\0\x01\x09\0\0\0\x01\x18\0\0\0\0\x3c\0\x28\0\x08\x20", "TGA"),
+            (b"any header at all, then TRUEVISION-XFILE.\0", "TGA"),
+            (b"\x0a\x05\x01\x08\0\0\0\0", "PCX"),
             (b"\0\0\0\x18ftypheic", "HEIC"),
             (b"\0\0\0\x18ftyphevc", "HEIC"),
             (b"P6\n2 1\n255\nabcdef", "PPM"),
