@@ -11,8 +11,8 @@ unsafe extern "C" {
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// From here on the first Ctrl-C only makes [`requested`] true; a second one ends the process at once.
-pub fn watch() {
+/// From here on the first Ctrl-C only makes [`requested`], and what is returned, true; a second one ends the process at once.
+pub fn watch() -> &'static AtomicBool {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let handler = || {
@@ -25,6 +25,7 @@ pub fn watch() {
             tracing::warn!("Ctrl-C will end the program without saving: {e}");
         }
     });
+    &REQUESTED
 }
 
 /// Whether Ctrl-C was pressed since [`watch`].

@@ -517,4 +517,11 @@ fn the_command_exports_the_latest_the_best_or_the_named_checkpoint() {
     assert_eq!(names(&work.path().join("out")), FILES);
     let log = fs::read_to_string(work.path().join("process.log")).unwrap();
     assert!(log.contains("Export start [") && log.contains("Export Success [ step 42"), "{log}");
+
+    // An export is a model too where its training is gone.
+    odh_export(work.path(), &["-m", "my_modle"]).code(2).stderr(predicates::str::contains("only my_model"));
+    fs::remove_dir_all(&train).unwrap();
+    odh_export(work.path(), &["-m", "my_model"]).success().stdout(predicates::str::contains("export_dir/my_model/model.ckpt ("));
+    assert_eq!(names(&work.path().join("export_dir/my_model")), FILES);
+    odh_export(work.path(), &["-m", "my_model", "--train_dir", "train_dir"]).code(2);
 }

@@ -81,7 +81,7 @@ impl Both {
         let script = detector.torchscript(&read, metadata).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(TORCHSCRIPT);
-        script.save(&path).unwrap();
+        script.write(&mut std::fs::File::create(&path).unwrap()).unwrap();
         odh::export::torchscript::check::check(&path, &script).unwrap();
         let file = TorchScriptModel::open(&path, Device::Cpu).unwrap();
         Self { frozen: detector.model().freeze(&variables).unwrap(), resizer: detector.model().resizer(), file }

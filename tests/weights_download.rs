@@ -342,6 +342,59 @@ fn a_download_that_is_no_archive_is_reported_and_not_kept() {
 }
 
 #[test]
+fn a_downloaded_archive_that_is_refused_does_not_stand_in_the_way_of_another_place() {
+    let evil = Server::start(|_, _, _| {
+        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        tar.append_link(&mut header, "m/out", "/").unwrap();
+        Reply::new("200 OK", &tar.into_inner().unwrap().finish().unwrap())
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let refused = options(folder.path(), &evil.url);
+    let error = format!("{:#}", weights::pretrained("m", &refused).unwrap_err());
+    assert!(error.contains("links are not unpacked") && error.contains("has been deleted"), "{error}");
+    assert_eq!(names(&refused.zoo_dir), [""; 0]);
+    let body = archive("m");
+    let server = Server::start(move |_, _, headers| ranged(&body, "\"1\"", headers));
+    weights::pretrained("m", &options(folder.path(), &server.url)).unwrap();
+}
+
+#[test]
+fn ctrl_c_during_a_download_ends_the_command_at_once_and_keeps_what_came() {
+    let body = noise(50_000);
+    let server = Server::start(move |_, _, headers| {
+        let cut = ranged(&body, "\"1\"", headers).cut(20_000);
+        Reply { stall: Some(Duration::from_secs(60)), ..cut }
+    });
+    let detect = ["detect", env!("CARGO_MANIFEST_DIR"), "-m", "ssd_mobilenet_v1_0.75_depth_coco"];
+    for arguments in [&["export", "-m", "ssd_mobilenet_v1_0.75_depth_coco"][..], &detect] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut odh = std::process::Command::new(assert_cmd::cargo::cargo_bin!("odh"));
+        odh.current_dir(folder.path()).args(arguments).env("ODH_MODEL_ZOO_URL", &server.url);
+        let mut child = odh.spawn().unwrap();
+        let part = folder.path().join("model_zoo/ssd_mobilenet_v1_0.75_depth_coco.tar.gz.part");
+        let until = |what: &str, done: &mut dyn FnMut() -> bool| {
+            let begun = Instant::now();
+            while !done() {
+                assert!(begun.elapsed() < Duration::from_secs(20), "{arguments:?} {what}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        until("downloads nothing", &mut || fs::metadata(&part).map_or(0, |stat| stat.len()) == 20_000);
+        assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let mut status = None;
+        until("goes on after Ctrl-C", &mut || {
+            status = child.try_wait().unwrap();
+            status.is_some()
+        });
+        assert!(!status.unwrap().success());
+        assert_eq!(fs::metadata(&part).unwrap().len(), 20_000);
+    }
+}
+
+#[test]
 fn two_runs_at_once_download_and_unpack_once() {
     let body = archive("m");
     let server = Server::start(move |_, _, headers| {

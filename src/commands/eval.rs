@@ -22,7 +22,7 @@ Examples:
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLE)]
 pub struct Args {
-    /// Name of a trained model, its folder, or a zoo model [default: the only one in train_dir]
+    /// Name of a trained model, its folder, or a zoo model [default: the only one there is]
     #[arg(short = 'm', long = "model", value_name = "MODEL")]
     model: Option<String>,
     /// Checkpoint to evaluate [default: the model's latest]
@@ -37,9 +37,9 @@ pub struct Args {
     /// Validation records [default: the config's]
     #[arg(long = "validate_record", value_name = "FILE")]
     validate_record: Option<PathBuf>,
-    /// Where trained models are
-    #[arg(long = "train_dir", value_name = "FOLDER", default_value = "./train_dir")]
-    train_dir: PathBuf,
+    /// Where trained models are [default: ./train_dir, then ./export_dir]
+    #[arg(long = "train_dir", value_name = "FOLDER")]
+    train_dir: Option<PathBuf>,
     /// Where eval-STEP.json and the event files go
     #[arg(long = "eval_dir", value_name = "FOLDER", default_value = "./eval_dir")]
     eval_dir: PathBuf,
@@ -56,8 +56,11 @@ pub struct Args {
 /// # Errors
 /// If the model or the records are not there or do not fit together.
 pub fn run(args: Args) -> Result<()> {
-    let search =
-        Search { model: args.model.as_deref(), checkpoint: args.checkpoint.as_deref(), roots: vec![args.train_dir.clone()] };
+    let search = Search {
+        model: args.model.as_deref(),
+        checkpoint: args.checkpoint.as_deref(),
+        roots: model_files::trained_roots(args.train_dir.as_deref()),
+    };
     let (config, folder, mut prefix, label_map) =
         match model_files::find(&search, |typed| Ok(zoo::resolve(typed)?.folder.to_string()))? {
             ModelSource::Files(files) => {

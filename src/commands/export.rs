@@ -49,9 +49,9 @@ pub struct Args {
     /// Label map [default: the model's own]
     #[arg(short = 'l', long = "label_file", value_name = "FILE")]
     label_file: Option<PathBuf>,
-    /// Folder of trained models
-    #[arg(long = "train_dir", value_name = "FOLDER", default_value = "./train_dir")]
-    train_dir: PathBuf,
+    /// Folder of trained models [default: ./train_dir, then ./export_dir]
+    #[arg(long = "train_dir", value_name = "FOLDER")]
+    train_dir: Option<PathBuf>,
     /// Folder to write [default: ./export_dir/MODEL]
     #[arg(long = "output_dir", value_name = "FOLDER")]
     output_dir: Option<PathBuf>,
@@ -89,8 +89,9 @@ pub struct Args {
 /// # Errors
 /// If no model is found or several are, its files do not fit together, or the export cannot be written.
 pub fn run(args: Args) -> Result<()> {
-    interrupt::watch();
     let chosen = choose(&args)?;
+    // Not before: a download that Ctrl-C cuts short is gone on with, and needs no saving.
+    interrupt::watch();
     for note in pipeline::check_supported(&chosen.config).with_context(|| chosen.source.clone())? {
         tracing::info!("{}: {note}", chosen.source);
     }
@@ -189,8 +190,11 @@ fn choose(args: &Args) -> Result<Chosen> {
         // A checkpoint from elsewhere need not have its config beside it.
         (Some(typed), Some(config)) => model_files::with_pipeline_config(typed, config)?,
         (checkpoint, _) => {
-            let search =
-                Search { model: args.model.as_deref(), checkpoint: checkpoint.as_deref(), roots: vec![args.train_dir.clone()] };
+            let search = Search {
+                model: args.model.as_deref(),
+                checkpoint: checkpoint.as_deref(),
+                roots: model_files::trained_roots(args.train_dir.as_deref()),
+            };
             match model_files::find(&search, |typed| Ok(zoo::resolve(typed)?.folder.to_string()))? {
                 ModelSource::Files(files) => files,
                 ModelSource::Zoo(name) => return pretrained(args, &name),
@@ -222,12 +226,9 @@ fn best(folder: &Path) -> Result<PathBuf> {
 /// The zoo's own weights, where there is no training of the model.
 fn pretrained(args: &Args, name: &str) -> Result<Chosen> {
     if args.best {
-        return Err(exit::usage(format!(
-            "there is no training of `{name}` in `{}`, and so no best checkpoint",
-            args.train_dir.display()
-        )));
+        return Err(exit::usage(format!("there is no training of `{name}` here, and so no best checkpoint")));
     }
-    tracing::info!("there is no training of {name} in {}: exporting the zoo's weights", args.train_dir.display());
+    tracing::info!("there is no training of {name} here: exporting the zoo's weights");
     let (config, source) = match &args.pipeline_config {
         Some(path) => (pipeline::load(path)?, path.display().to_string()),
         None => zoo::resolve(name)?.config(Path::new("."))?,

@@ -5,8 +5,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -25,7 +24,7 @@ use crate::data::dataset::write::{self, Staged};
 use crate::data::dataset::{summary, table};
 use crate::data::split::{self, Side, Unit};
 use crate::formats::voc::{self, Annotation};
-use crate::{exit, logging, outln, prompt};
+use crate::{exit, interrupt, logging, outln, prompt};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -126,7 +125,6 @@ pub fn run(args: Args) -> Result<()> {
         args.seed,
         args.picture_check
     );
-    let stop = stop_on_interrupt();
     let tree = Tree::walk(&args.input_folder)?;
     let csv = [
         args.train_csv_output.clone().unwrap_or_else(|| args.output_folder.join("train.csv")),
@@ -141,6 +139,8 @@ pub fn run(args: Args) -> Result<()> {
     };
     let without_labels = seen.iter().filter(|seen| !**seen).count();
     let classes = label_map(&args, &labelled)?;
+    // Not before: at the question of the label map, Ctrl-C is an answer.
+    let stop = interrupt::watch();
 
     let mut staged = Staged::default();
     // The split as it is if nothing is wrong, so that records can be written while their pictures are in memory.
@@ -154,11 +154,11 @@ pub fn run(args: Args) -> Result<()> {
     };
     let progress = bar(labelled.len(), "checking");
     let taker = ahead.as_ref().map(|ahead| ahead as &dyn check::Take);
-    let pass = Pass { depth: args.picture_check, progress: &progress, stop: &stop, taker };
+    let pass = Pass { depth: args.picture_check, progress: &progress, stop, taker };
     let checked = check::check_all(&labelled, &pass);
     progress.finish_and_clear();
     let (mut pictures, found) = checked?;
-    if stop.load(Ordering::Relaxed) {
+    if interrupt::requested() {
         return Err(exit::interrupted("stopped; the old dataset is as it was"));
     }
     let complete = match ahead {
@@ -205,7 +205,7 @@ pub fn run(args: Args) -> Result<()> {
     );
     ensure!(!pictures.is_empty(), "`{}`: no labelled picture that can be used; nothing was written", shown(&args.input_folder));
 
-    let plan = Plan { args: &args, csv: &csv, map: write_map.then_some(&map), complete, stop: &stop };
+    let plan = Plan { args: &args, csv: &csv, map: write_map.then_some(&map), complete, stop };
     let written = write_all(staged, &plan, &pictures, &sides)?;
     for line in summary::table(&pictures, &sides, &map) {
         tracing::info!("{line}");
@@ -237,15 +237,6 @@ pub fn run(args: Args) -> Result<()> {
         seconds % 60
     );
     Ok(())
-}
-
-/// Set by Ctrl-C, so that temporary files are removed before the program ends.
-fn stop_on_interrupt() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&stop);
-    // Fails only if there is a handler already, and then that one decides.
-    let _ = ctrlc::set_handler(move || seen.store(true, Ordering::Relaxed));
-    stop
 }
 
 fn bar(length: usize, what: &str) -> ProgressBar {

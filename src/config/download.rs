@@ -178,9 +178,11 @@ fn receive(response: Response<ureq::Body>, part: &Part, have: u64, size: Option<
 
 fn unreachable(error: ureq::Error) -> Stop {
     match error {
-        ureq::Error::BadUri(_) | ureq::Error::TooManyRedirects | ureq::Error::RedirectFailed | ureq::Error::InvalidProxyUrl => {
-            Stop::GiveUp(anyhow!(error))
-        }
+        ureq::Error::BadUri(_)
+        | ureq::Error::Http(_)
+        | ureq::Error::TooManyRedirects
+        | ureq::Error::RedirectFailed
+        | ureq::Error::InvalidProxyUrl => Stop::GiveUp(anyhow!(error)),
         other => Stop::Retry(anyhow!(other)),
     }
 }

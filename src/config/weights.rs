@@ -99,8 +99,17 @@ pub fn url(name: &str, base_url: &str) -> String {
     format!("{}/{}", base_url.trim().trim_end_matches('/'), archive_name(name))
 }
 
-/// The one checkpoint of this name below `folder`, the uppermost first.
+/// The checkpoint below `folder`, if its files are all there.
 fn find(folder: &Path) -> Result<Option<PathBuf>> {
+    let Some(prefix) = locate(folder)? else { return Ok(None) };
+    BundleReader::open(&prefix).with_context(|| {
+        format!("the pretrained weights in `{}` cannot be used; delete that folder to have them fetched again", folder.display())
+    })?;
+    Ok(Some(prefix))
+}
+
+/// The one checkpoint of this name below `folder`, the uppermost first.
+fn locate(folder: &Path) -> Result<Option<PathBuf>> {
     if !folder.is_dir() {
         return Ok(None);
     }
@@ -114,12 +123,7 @@ fn find(folder: &Path) -> Result<Option<PathBuf>> {
         }
     }
     found.sort();
-    let Some((_, path)) = found.into_iter().next() else { return Ok(None) };
-    let prefix = path.with_extension("");
-    BundleReader::open(&prefix).with_context(|| {
-        format!("the pretrained weights in `{}` cannot be used; delete that folder to have them fetched again", folder.display())
-    })?;
-    Ok(Some(prefix))
+    Ok(found.into_iter().next().map(|(_, path)| path.with_extension("")))
 }
 
 fn is_hidden(path: &Path) -> bool {
@@ -169,12 +173,12 @@ fn fetch(name: &str, options: &WeightsOptions) -> Result<PathBuf> {
             download::fetch(&url, &archive, &Patience::default()).map_err(missing)?;
             tracing::info!("downloaded `{}`", archive.display());
             unpack(&archive, name, options).map_err(|failure| {
-                // It would be found, and found damaged, at every later start.
-                if matches!(failure, Failure::Damaged(_)) {
-                    let _ = fs::remove_file(&archive);
-                    return missing(unusable(failure, Path::new(&url), "what was downloaded has been deleted"));
+                if matches!(failure, Failure::Local(_)) {
+                    return unusable(failure, &archive, "");
                 }
-                unusable(failure, &archive, "")
+                // It would be found, and found unusable, at every later start, whatever other place is named.
+                let _ = fs::remove_file(&archive);
+                missing(unusable(failure, Path::new(&url), "what was downloaded has been deleted"))
             })
         }
         Some(("file", rest)) => {
@@ -228,9 +232,8 @@ fn local_path(rest: &str) -> Result<PathBuf> {
 fn unusable(failure: Failure, archive: &Path, advice: &str) -> anyhow::Error {
     let name = archive.display();
     match failure {
-        Failure::Damaged(error) if advice.is_empty() => error.context(format!("`{name}` is damaged or cut short")),
         Failure::Damaged(error) => error.context(format!("`{name}` is damaged or cut short: {advice}")),
-        Failure::Refused(error) => error.context(format!("`{name}` is not a model's archive; get it from another place")),
+        Failure::Refused(error) => error.context(format!("`{name}` is not a model's archive: {advice}")),
         Failure::Local(error) => error.context(format!("cannot unpack `{name}`")),
     }
 }
@@ -249,7 +252,7 @@ fn unpack(archive: &Path, name: &str, options: &WeightsOptions) -> Result<PathBu
         let held: Vec<String> = children(&temporary.0).iter().take(10).map(|path| format!("`{}`", path.display())).collect();
         Failure::Refused(anyhow!("it holds no {CHECKPOINT}.index, only {}", held.join(", ")))
     };
-    let prefix = find(&temporary.0).map_err(Failure::Damaged)?.ok_or_else(no_checkpoint)?;
+    let prefix = locate(&temporary.0).map_err(Failure::Local)?.ok_or_else(no_checkpoint)?;
     BundleReader::open(&prefix)
         .and_then(|reader| reader.verify())
         .map_err(|error| Failure::Damaged(inside(error, &temporary.0)))?;
@@ -431,6 +434,20 @@ mod tests {
         let (_folder, options) = zoo(&[("m.tar.gz", &tar_gz(&[("readme.txt", b"")]).unwrap())]);
         let error = error_of(&options);
         assert!(error.contains("it holds no model.ckpt.index, only `readme.txt`"), "{error}");
+        assert!(error.contains("m.tar.gz` is not a model's archive: delete it"), "{error}");
+    }
+
+    #[test]
+    fn an_archive_that_lacks_the_checkpoints_data_names_that_file_and_no_folder_that_is_gone() {
+        let (index, data) = checkpoint();
+        for half in
+            [&[("m/model.ckpt.index", &index[..])][..], &[("m/model.ckpt.index", &index), (&format!("m/{DATA}"), &data[..3])]]
+        {
+            let (_folder, options) = zoo(&[("m.tar.gz", &tar_gz(half).unwrap())]);
+            let error = error_of(&options);
+            assert!(error.contains("m.tar.gz` is damaged or cut short: delete it") && error.contains(DATA), "{error}");
+            assert!(!error.contains("unpacking"), "{error}");
+        }
     }
 
     #[test]

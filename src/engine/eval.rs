@@ -17,6 +17,7 @@ use crate::metrics::matching::{PictureDetections, PictureGroundtruth};
 use crate::metrics::pascal::PascalEvaluator;
 use crate::models::{DetectionModel, Frozen};
 use crate::net::variables::Variables;
+use crate::{exit, interrupt};
 
 /// What to evaluate on, and how.
 #[derive(Debug, Clone)]
@@ -49,7 +50,7 @@ pub struct Evaluated {
 /// * `checkpoint`, `step`: named in the report.
 ///
 /// # Errors
-/// If a record cannot be used or the model fails.
+/// If a record cannot be used or the model fails; exit code 130 after Ctrl-C.
 pub fn evaluate(
     model: &dyn DetectionModel,
     variables: &Variables,
@@ -81,6 +82,9 @@ pub fn evaluate(
     };
     let mut drawn = Vec::new();
     for batch in pass {
+        if interrupt::requested() {
+            return Err(exit::interrupted(format!("stopped while evaluating `{}`", checkpoint.display())));
+        }
         let batch = batch?;
         let found = detect_resized(network.as_ref(), &batch.images, [batch.height, batch.width], device)?;
         for (i, detections) in found.iter().enumerate() {

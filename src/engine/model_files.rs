@@ -42,6 +42,14 @@ pub enum ModelSource {
     Zoo(String),
 }
 
+/// Where a trained model is looked for, its training before its export; a folder that is named is meant alone.
+pub fn trained_roots(named: Option<&Path>) -> Vec<PathBuf> {
+    match named {
+        Some(folder) => vec![folder.to_path_buf()],
+        None => vec![PathBuf::from("./train_dir"), PathBuf::from("./export_dir")],
+    }
+}
+
 /// Finds the model that is meant.
 ///
 /// A checkpoint that is named is it. Else a model that is a folder with a checkpoint is it; a name is looked for below the
@@ -65,7 +73,10 @@ pub fn find(search: &Search, resolve: impl Fn(&str) -> Result<String>) -> Result
         }
     }
     ensure!(!typed.is_dir(), "`{}` is a folder without a checkpoint: no `checkpoint` file, no *.index", typed.display());
-    let zoo = resolve(model)?;
+    let zoo = resolve(model).map_err(|error| match models_below(&search.roots).join(", ") {
+        none if none.is_empty() => error,
+        names => error.context(format!("no model `{model}` was trained here, only {names}")),
+    })?;
     for root in &search.roots {
         let own = root.file_name().is_some_and(|name| name == zoo.as_str());
         let folder = if own { root.clone() } else { root.join(&zoo) };
@@ -196,19 +207,32 @@ fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
+/// The folders in a folder, by name; hidden ones are passed over.
+fn folders_in(root: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let mut folders: Vec<PathBuf> = entries.map(|e| e.path()).filter(|p| p.is_dir() && !is_hidden(p)).collect();
+    folders.sort();
+    folders
+}
+
+/// The names of the models below the roots, each once.
+fn models_below(roots: &[PathBuf]) -> Vec<String> {
+    let folders = roots.iter().flat_map(|root| folders_in(root));
+    let models = folders.filter(|folder| matches!(in_folder(folder), Ok(Some(_))));
+    let mut names: Vec<String> = models.filter_map(|folder| Some(folder.file_name()?.to_string_lossy().into_owned())).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
 /// The only model below the first root that has any; hidden folders are passed over.
 fn only_model(roots: &[PathBuf]) -> Result<ModelFiles> {
     for root in roots {
         if let Some(files) = in_folder(root)? {
             return Ok(files);
         }
-        let mut folders: Vec<PathBuf> = match fs::read_dir(root) {
-            Ok(entries) => entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.is_dir() && !is_hidden(p)).collect(),
-            Err(_) => continue,
-        };
-        folders.sort();
         let mut models = Vec::new();
-        for folder in folders {
+        for folder in folders_in(root) {
             models.extend(in_folder(&folder)?);
         }
         let names: Vec<String> =
@@ -385,7 +409,9 @@ mod tests {
         let error = checkpoint(f.path(), None).unwrap_err();
         assert!(error.to_string().contains("--model: a, b"), "{error}");
         assert_eq!(checkpoint(f.path(), Some("b")).unwrap(), "export_dir/b/model.ckpt");
-        assert!(checkpoint(f.path(), Some("c")).unwrap_err().to_string().contains("no model is called `c`"));
+        let error = checkpoint(f.path(), Some("c")).unwrap_err();
+        assert!(error.to_string().contains("only a, b"), "{error}");
+        assert!(format!("{error:#}").contains("no model is called `c`"), "{error:#}");
     }
 
     #[test]

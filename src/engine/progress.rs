@@ -31,7 +31,7 @@ impl Progress {
     pub fn new(step: u64, num_steps: u64, batch_size: usize) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = logging::progress().add(ProgressBar::new(num_steps).with_position(step));
-            if let Ok(style) = ProgressStyle::with_template("{bar:20} {pos}/{len} {msg}") {
+            if let Ok(style) = ProgressStyle::with_template("{bar:10} {pos}/{len} {wide_msg}") {
                 bar.set_style(style);
             }
             bar
@@ -67,8 +67,8 @@ impl Progress {
         let text = self.text(step, line, now);
         match &self.bar {
             Some(bar) => {
-                bar.set_position(step);
                 bar.set_message(text);
+                bar.set_position(step);
             }
             None => {
                 logging::say(&format!("step {step}/{} {text}", self.num_steps));
@@ -84,14 +84,15 @@ impl Progress {
         let waited: Duration = self.recent.iter().skip(1).map(|(_, w)| *w).sum();
         let left = Duration::from_secs_f64(((self.num_steps - step.min(self.num_steps)) as f64 / per_second).min(1e9));
         let terms: Vec<String> = line.terms.iter().map(|(name, v)| format!("{} {v:.3}", short(name))).collect();
+        // The live line is cut off where the terminal ends: what matters most stands first.
         format!(
-            "loss {:.4} ({}) {per_second:.2} steps/s {:.1} images/s data wait {:.0}% lr {:.2e} ETA {}",
+            "loss {:.4} ETA {} {per_second:.2} steps/s {:.1} images/s data wait {:.0}% lr {:.2e} ({})",
             line.total,
-            terms.join(", "),
+            clock(left),
             per_second * self.batch_size as f64,
             100.0 * waited.as_secs_f64() / span.as_secs_f64().max(1e-9),
             line.learning_rate,
-            clock(left)
+            terms.join(", ")
         )
     }
 

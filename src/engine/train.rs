@@ -183,10 +183,17 @@ impl Run<'_> {
                 let line = self.one_step(&batch)?;
                 stepping += begun.elapsed();
                 progress.step(self.step, &line);
-                let stop = interrupt::requested();
+                let mut stop = interrupt::requested();
                 let due = self.step.is_multiple_of(options.save_every) || self.step == options.num_steps;
                 if due || stop {
                     checkpoint = Some(self.save()?);
+                }
+                if due && !stop && options.evaluation.is_some() {
+                    let prefix = checkpoint.clone().context("a checkpoint was just saved")?;
+                    match progress.pause(|| self.evaluate(&prefix)) {
+                        Err(error) if exit::code(&error) == 130 => stop = true,
+                        done => done?,
+                    }
                 }
                 if stop {
                     progress.finish();
@@ -194,10 +201,6 @@ impl Run<'_> {
                         "stopped at step {}; all is saved: the same command goes on from there",
                         self.step
                     )));
-                }
-                if due && options.evaluation.is_some() {
-                    let prefix = checkpoint.clone().context("a checkpoint was just saved")?;
-                    progress.pause(|| self.evaluate(&prefix))?;
                 }
             }
             progress.finish();

@@ -1,6 +1,6 @@
 //! The export folder: a model in other programs' formats with the checkpoint, config and label map that it was made from.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,7 +15,7 @@ use super::target::Target;
 use super::{graph_def, onnx, torchscript};
 use crate::config::label_map::LabelMap;
 use crate::config::pipeline;
-use crate::formats::atomic_file;
+use crate::formats::atomic_file::{self, AtomicFile};
 use crate::formats::checkpoint_state::{self, CheckpointState};
 use crate::formats::tensor_bundle::{BundleReader, BundleWriter};
 use crate::net::graph::Variable;
@@ -223,12 +223,11 @@ fn write_message<M: Message + Default + PartialEq>(path: &Path, message: &M) -> 
 
 /// Writes a TorchScript file, then reads it back and compares.
 fn write_script(path: &Path, script: &Script) -> Result<u64> {
-    script.save(path)?;
-    let failed = || format!("cannot write `{}`", path.display());
-    let file = File::open(path).with_context(failed)?;
-    file.sync_all().with_context(failed)?;
+    let mut file = AtomicFile::create(path)?;
+    script.write(&mut file).with_context(|| format!("cannot write `{}`", path.display()))?;
+    file.commit()?;
     torchscript::check::check(path, script)?;
-    Ok(file.metadata().with_context(failed)?.len())
+    Ok(fs::metadata(path).with_context(|| format!("cannot read `{}` back", path.display()))?.len())
 }
 
 /// The model's variables, without an optimizer's; and `global_step`, whose value is returned.

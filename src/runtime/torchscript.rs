@@ -201,7 +201,7 @@ mod tests {
         script.define("def forward(self, x):\n    return x\n").unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("other.pt");
-        script.save(&path).unwrap();
+        script.write(&mut std::fs::File::create(&path).unwrap()).unwrap();
         let error = format!("{:#}", TorchScriptModel::open(&path, Device::Cpu).unwrap_err());
         assert!(error.contains("not of `odh export`"), "{error}");
     }

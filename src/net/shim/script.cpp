@@ -2,6 +2,7 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/python/update_graph_executor_opt.h>
+#include <torch/csrc/jit/serialization/export.h>
 #include <torch/csrc/jit/serialization/import.h>
 
 #include <set>
@@ -60,8 +61,15 @@ int odh_script_define(Module *module, const char *source) {
   return guarded([&] { module->define(source); });
 }
 
-int odh_script_save(const Module *module, const char *path) {
-  return guarded([&] { module->save(std::string(path)); });
+// Hands the file's bytes to `write`, piece by piece. That never fails here: where libtorch writes a file itself and the disk is full,
+// one of its destructors throws, which ends the process.
+int odh_script_write(const Module *module, void *to, void (*write)(void *to, const void *bytes, size_t count)) {
+  return guarded([&] {
+    torch::jit::ExportModule(*module, [&](const void *bytes, size_t count) {
+      write(to, bytes, count);
+      return count;
+    });
+  });
 }
 
 // device: -1 for the CPU, else a CUDA device's number.

@@ -1,6 +1,7 @@
 //! TorchScript modules: made from source and parameters, saved, loaded and run.
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -22,7 +23,8 @@ unsafe extern "C" {
     fn odh_script_add_parameter(module: *mut Module, name: *const c_char, value: *const C_tensor) -> c_int;
     fn odh_script_add_text(module: *mut Module, name: *const c_char, value: *const c_char) -> c_int;
     fn odh_script_define(module: *mut Module, source: *const c_char) -> c_int;
-    fn odh_script_save(module: *const Module, path: *const c_char) -> c_int;
+    fn odh_script_write(module: *const Module, to: *mut c_void, write: extern "C" fn(*mut c_void, *const c_void, usize))
+    -> c_int;
     fn odh_script_load(path: *const c_char, device: c_int, out: *mut *mut Module) -> c_int;
     fn odh_script_parameters(module: *const Module, out: *mut *const c_char) -> c_int;
     fn odh_script_parameter(module: *const Module, name: *const c_char, out: *mut *mut C_tensor) -> c_int;
@@ -75,10 +77,14 @@ impl Script {
         check(unsafe { odh_script_define(self.0, source.as_ptr()) })
     }
 
-    /// Writes a file.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        let typed = CString::new(path.as_os_str().as_bytes())?;
-        check(unsafe { odh_script_save(self.0, typed.as_ptr()) }).with_context(|| format!("cannot write `{}`", path.display()))
+    /// Writes what a file of it holds.
+    ///
+    /// # Errors
+    /// If `file` cannot be written to.
+    pub fn write(&self, file: &mut dyn Write) -> Result<()> {
+        let mut sink = Sink { file, failed: None };
+        check(unsafe { odh_script_write(self.0, (&raw mut sink).cast(), take) })?;
+        sink.failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// Reads a file. Its checksums are not looked at: libtorch is built without.
@@ -129,6 +135,20 @@ impl Script {
     }
 }
 
+/// Where a file's bytes go, until that fails.
+struct Sink<'a> {
+    file: &'a mut dyn Write,
+    failed: Option<io::Error>,
+}
+
+/// Called by libtorch with a `Sink`.
+extern "C" fn take(sink: *mut c_void, bytes: *const c_void, count: usize) {
+    let sink = unsafe { &mut *sink.cast::<Sink>() };
+    if count > 0 && sink.failed.is_none() {
+        sink.failed = sink.file.write_all(unsafe { std::slice::from_raw_parts(bytes.cast(), count) }).err();
+    }
+}
+
 fn made(call: impl FnOnce(*mut *mut Module) -> c_int) -> Result<Script> {
     let mut out = std::ptr::null_mut();
     check(call(&mut out))?;
@@ -164,7 +184,7 @@ mod tests {
         script.define(source).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("모델.pt");
-        script.save(&path).unwrap();
+        script.write(&mut std::fs::File::create(&path).unwrap()).unwrap();
         let loaded = Script::load(&path, Device::Cpu).unwrap();
         assert_eq!(loaded.parameters().unwrap(), ["factor"]);
         assert_eq!(loaded.parameter("factor").unwrap(), Tensor::from_slice(&[2f32, 3.0]));
@@ -176,6 +196,32 @@ mod tests {
         let [y, z] = loaded.forward(&Tensor::from_slice(&[1f32, 2.0])).unwrap();
         assert_eq!((y, z), (Tensor::from_slice(&[2f32, 6.0]), Tensor::from_slice(&[3f32, 7.0])));
         assert!(loaded.forward::<3>(&Tensor::from_slice(&[1f32, 2.0])).is_err());
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_wherever_it_becomes_full() {
+        struct Disk(usize);
+        impl Write for Disk {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let n = bytes.len().min(self.0);
+                self.0 -= n;
+                if n == 0 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(n) }
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        shim::init().unwrap();
+        let mut script = Script::new("__torch__.Test").unwrap();
+        script.add_parameter("weights", &Tensor::zeros([1000], (tch::Kind::Float, Device::Cpu))).unwrap();
+        script.define("def forward(self, x):\n    return x * self.weights\n").unwrap();
+        let mut whole = Vec::new();
+        script.write(&mut whole).unwrap();
+        for room in (0..whole.len()).step_by(100) {
+            let error = script.write(&mut Disk(room)).unwrap_err();
+            assert_eq!(error.downcast_ref::<io::Error>().unwrap().kind(), io::ErrorKind::StorageFull, "{room}");
+        }
+        script.write(&mut Disk(whole.len())).unwrap();
     }
 
     #[test]
