@@ -242,6 +242,8 @@ fn line(level: Level, file: Option<&str>, number: Option<u32>, message: &str) ->
     let file = file.unwrap_or("?");
     let name = file.rsplit(['/', '\\']).next().unwrap_or(file);
     let now = chrono::Local::now().format("%Y-%m-%d %H:%M:%S,%3f");
+    // One event, one line: a file's name may have line breaks too.
+    let message = message.replace('\n', "\\n").replace('\r', "\\r");
     format!("[{}|{name}:{}] {now} > {message}\n", level.name(), number.unwrap_or(0))
 }
 
@@ -309,7 +311,7 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             tracing::debug!("not this");
             tracing::info!(boxes = 3, name = "a b", "kept");
-            tracing::warn!("라쿤");
+            tracing::warn!("라쿤\nin\r\na box");
             tracing::error!(critical = true, "the end");
         });
         let text = std::fs::read_to_string(&path).unwrap();
@@ -317,7 +319,7 @@ mod tests {
         assert_eq!(lines.len(), 4, "{text}");
         assert_eq!(lines[0], "before");
         assert!(lines[1].starts_with("[INFO|logging.rs:") && lines[1].ends_with("> kept boxes=3 name=a b"), "{text}");
-        assert!(lines[2].starts_with("[WARNING|") && lines[2].ends_with("> 라쿤"), "{text}");
+        assert!(lines[2].starts_with("[WARNING|") && lines[2].ends_with(r"> 라쿤\nin\r\na box"), "{text}");
         assert!(lines[3].starts_with("[CRITICAL|") && lines[3].ends_with("> the end"), "{text}");
     }
 

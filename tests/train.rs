@@ -251,6 +251,30 @@ fn a_loss_that_is_not_finite_stops_the_run_and_names_step_term_and_pictures() {
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("step ") && text.contains("loss") && text.contains(".jpg"), "{text}");
+    assert!(text.contains("checkpoint is from before"), "{text}");
+}
+
+#[test]
+fn weights_that_are_not_finite_are_never_saved_and_spoilt_ones_are_said_to_be_in_the_checkpoint() {
+    let config = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny.config")).unwrap();
+    // The first loss is finite, whatever the rate; with the larger one the first update overflows.
+    for (rate, wanted, kept) in [
+        ("1e38", ["step 1: `", "has become ", "nothing is saved", ".jpg"], &[][..]),
+        ("1e30", ["step 2: Loss/", "the same weights", "--checkpoint", ".jpg"], &[1]),
+    ] {
+        let folder = project();
+        fs::write(folder.path().join("tiny.config"), config.replace("learning_rate: 0.004", &format!("learning_rate: {rate}")))
+            .unwrap();
+        let output = train(folder.path(), &["-s", "50", "-n", "1", "-e", "False"]);
+        assert_eq!(output.status.code(), Some(1), "{rate}");
+        let text = String::from_utf8_lossy(&output.stderr);
+        for wanted in wanted {
+            assert!(text.contains(wanted), "no `{wanted}`: {text}");
+        }
+        assert_eq!(steps(folder.path()), kept, "{rate}");
+        assert_eq!(folder.path().join("train_dir/tiny/checkpoint").exists(), !kept.is_empty());
+        assert!(!folder.path().join("export_dir").exists());
+    }
 }
 
 #[test]

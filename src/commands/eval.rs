@@ -10,6 +10,7 @@ use crate::config::{coco_labels, zoo};
 use crate::engine::eval::{EvalOptions, evaluate, write};
 use crate::engine::model_files::{self, ModelSource, Search};
 use crate::engine::{checkpoint, device, loaded};
+use crate::formats::atomic_file::AtomicFile;
 use crate::formats::events::EventWriter;
 use crate::outln;
 
@@ -97,9 +98,11 @@ pub fn run(args: Args) -> Result<()> {
         min_score: eval_config.min_score_threshold(),
         num_threads: 0,
     };
+    let eval_dir = args.eval_dir.join(&name);
+    // That nothing can be written there is better found out now than when all is computed.
+    drop(AtomicFile::create(&eval_dir.join("eval"))?);
     tracing::info!("Evaluate start [ model : {name}, checkpoint : {} ]", prefix.display());
     let evaluated = evaluate(loaded.model.as_ref(), &loaded.variables, &options, (&prefix, loaded.step.unwrap_or(0)))?;
-    let eval_dir = args.eval_dir.join(&name);
     let path = write(&evaluated, &eval_dir, &mut EventWriter::create(&eval_dir)?)?;
     for line in evaluated.report.log_lines() {
         tracing::info!("{line}");

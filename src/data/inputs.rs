@@ -86,6 +86,10 @@ impl Finder {
             return Ok(());
         }
         if argument.exists() {
+            if !argument.is_file() {
+                // A pipe could be waited for, and a device read, for ever.
+                bail!("`{}` is no file but a device or a pipe", argument.display());
+            }
             self.take_file(argument, Path::new(argument.file_name().unwrap_or(argument.as_os_str())));
             return Ok(());
         }
@@ -107,7 +111,7 @@ impl Finder {
                     let name = path.file_name().map(OsStr::to_os_string).unwrap_or_default();
                     if path.is_dir() {
                         self.take_folder(&path, Path::new(&name));
-                    } else {
+                    } else if path.is_file() {
                         self.take_file(&path, Path::new(&name));
                     }
                 }
@@ -169,13 +173,16 @@ fn name_apart(found: Vec<FoundFile>) -> Vec<Input> {
         let more = length.saturating_sub(below.len()).min(above);
         real[i][above - more..above].iter().chain(&below).collect()
     };
+    let whole: Vec<String> = (0..found.len()).map(|i| text_of(&place(i, real[i].len())).to_lowercase()).collect();
     loop {
         let mut by_name: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for (i, &length) in lengths.iter().enumerate() {
             by_name.entry(text_of(&place(i, length)).to_lowercase()).or_default().push(i);
         }
+        // No folder above tells apart what differs in upper and lower case only; numbers do.
+        let alike = |group: &[usize]| group.iter().all(|&i| whole[i] == whole[group[0]]);
         let mut changed = false;
-        for i in by_name.into_values().filter(|group| group.len() > 1).flatten() {
+        for i in by_name.into_values().filter(|group| !alike(group)).flatten() {
             if lengths[i] < real[i].len() {
                 lengths[i] += 1;
                 changed = true;
@@ -291,6 +298,26 @@ mod tests {
     fn names_that_differ_only_in_case_are_kept_apart_for_systems_that_do_not_tell() {
         let f = folder(&["x/A.jpg", "y/a.jpg"]);
         assert_eq!(names(&f, &["x", "y"]).unwrap(), ["x/A.jpg", "y/a.jpg"]);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn names_in_one_folder_that_differ_only_in_case_get_numbers() {
+        let f = folder(&["x/A.jpg", "x/a.jpg", "y/a.JPG", "z/b.jpg"]);
+        assert_eq!(names(&f, &["x", "z"]).unwrap(), ["A.jpg", "2-a.jpg", "b.jpg"]);
+        assert_eq!(names(&f, &["x", "y"]).unwrap(), ["x/A.jpg", "x/2-a.jpg", "y/a.JPG"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn devices_and_pipes_are_refused_and_passed_over_in_folders_and_globs() {
+        let f = folder(&["p/a.jpg"]);
+        assert!(std::process::Command::new("mkfifo").arg(f.path().join("p/pipe.jpg")).status().unwrap().success());
+        for argument in ["/dev/zero", "p/pipe.jpg"] {
+            assert!(names(&f, &[argument]).unwrap_err().to_string().contains("a device or a pipe"), "{argument}");
+        }
+        assert_eq!(names(&f, &["p"]).unwrap(), ["a.jpg"]);
+        assert_eq!(names(&f, &["p/*.jpg"]).unwrap(), ["a.jpg"]);
     }
 
     #[test]

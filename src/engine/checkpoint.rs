@@ -1,5 +1,6 @@
 //! Variables to and from TensorFlow checkpoints: fine-tuning, saving, resuming.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -97,7 +98,7 @@ pub struct RunState {
 /// the best.
 ///
 /// # Errors
-/// If writing fails; the checkpoint before is then still the latest.
+/// If a value is not finite ([`NotFinite`]) or writing fails; the checkpoint before is then still the latest.
 pub fn save(folder: &Path, variables: &Variables, optimizer: &Optimizer, step: u64, run: RunState) -> Result<PathBuf> {
     let prefix = folder.join(format!("{PREFIX}{step}"));
     write(&prefix, variables, Some(optimizer), step)?;
@@ -119,14 +120,40 @@ pub fn save(folder: &Path, variables: &Variables, optimizer: &Optimizer, step: u
     Ok(prefix)
 }
 
+/// A value that no training goes on from.
+#[derive(Debug)]
+pub struct NotFinite {
+    name: String,
+    value: f32,
+}
+
+impl fmt::Display for NotFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` has become {}", self.name, self.value)
+    }
+}
+
+impl std::error::Error for NotFinite {}
+
+fn finite(name: &str, values: &[f32]) -> Result<(), NotFinite> {
+    let found = values.iter().find(|value| !value.is_finite());
+    found.map_or(Ok(()), |&value| Err(NotFinite { name: name.to_string(), value }))
+}
+
 /// Writes the variables, and the optimizer's state where there is one.
+///
+/// # Errors
+/// If one of them is not finite ([`NotFinite`]), or writing fails; the checkpoint is then not there.
 pub fn write(prefix: &Path, variables: &Variables, optimizer: Option<&Optimizer>, step: u64) -> Result<()> {
     let mut writer = tensor_bundle::BundleWriter::create(prefix)?;
     for (i, spec) in variables.specs().iter().enumerate() {
-        writer.add(&spec.name, &TensorData::from_f32(&spec.shape, &variables.to_tensorflow(i)?))?;
+        let values = variables.to_tensorflow(i)?;
+        finite(&spec.name, &values)?;
+        writer.add(&spec.name, &TensorData::from_f32(&spec.shape, &values))?;
     }
     if let Some(optimizer) = optimizer {
         for (name, shape, values) in optimizer.to_tensorflow(variables, step)? {
+            finite(&name, &values)?;
             writer.add(&name, &TensorData::from_f32(&shape, &values))?;
         }
     }

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::config::label_map::LabelMap;
-use crate::data::dataset::picture::orientation;
+use crate::data::dataset::picture::{self, orientation};
 use crate::data::detections_file::{DetectionsFiles, Found};
 use crate::data::image::RgbImage;
 use crate::data::inputs::Input;
@@ -110,10 +110,8 @@ fn decode_all<'a>(inputs: &'a [Input], to_model: Sender<(&'a Input, Result<RgbIm
 }
 
 fn decode(path: &Path) -> Result<RgbImage> {
-    let bytes = std::fs::read(path).context("it cannot be read")?;
-    if bytes.is_empty() {
-        bail!("it is empty");
-    }
+    let mut bytes = Vec::new();
+    picture::read(path, &mut bytes)?;
     let turned = image::sniff(&bytes).map_or(1, |format| orientation(&bytes, format));
     if turned != 1 {
         tracing::warn!(
@@ -186,6 +184,8 @@ fn write_one(output: &Path, item: &Finished) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use anyhow::bail;
+
     use super::*;
     use crate::data::inputs;
 

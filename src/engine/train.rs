@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use tch::{Device, Tensor};
 
-use super::checkpoint::{self, Best, FineTune, RunState};
+use super::checkpoint::{self, Best, FineTune, NotFinite, RunState};
 use super::eval::{self, EvalOptions};
 use super::optimizer::Optimizer;
 use super::progress::Progress;
@@ -78,6 +78,8 @@ struct Run<'a> {
     variables: Variables,
     optimizer: Optimizer,
     step: u64,
+    /// The step that was saved last.
+    saved: Option<u64>,
     state: RunState,
     events: EventWriter,
     eval_events: Option<EventWriter>,
@@ -117,7 +119,8 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions) -> Result<Train
     if options.resume_from.is_some() {
         events.session_start(step as i64 + 1)?;
     }
-    let mut run = Run { model, options, variables, optimizer, step, state, events, eval_events: None, map: None };
+    let saved = options.resume_from.is_some().then_some(step);
+    let mut run = Run { model, options, variables, optimizer, step, saved, state, events, eval_events: None, map: None };
     run.finish()
 }
 
@@ -186,7 +189,7 @@ impl Run<'_> {
                 let mut stop = interrupt::requested();
                 let due = self.step.is_multiple_of(options.save_every) || self.step == options.num_steps;
                 if due || stop {
-                    checkpoint = Some(self.save()?);
+                    checkpoint = Some(self.save(&batch)?);
                 }
                 if due && !stop && options.evaluation.is_some() {
                     let prefix = checkpoint.clone().context("a checkpoint was just saved")?;
@@ -269,13 +272,11 @@ impl Run<'_> {
         let total = terms.iter().map(|(_, value)| value).sum::<f64>() + regularization;
         let named = terms.iter().copied().chain([("Loss/regularization_loss", regularization)]);
         if let Some((name, value)) = named.into_iter().find(|(_, value)| !value.is_finite()) {
-            bail!(
-                "step {}: {name} is {value}; pictures of the batch: {}. Lower the learning rate or look at these pictures' boxes; the latest \
-                 checkpoint in {} is from before",
-                self.step + 1,
-                batch.names.join(", "),
-                self.options.train_dir.display()
-            );
+            let before = match self.saved == Some(self.step) {
+                true => "the latest checkpoint has the same weights, and --checkpoint goes on from an earlier one",
+                false => "the latest checkpoint is from before",
+            };
+            bail!("step {}: {name} is {value}{}; {before}", self.step + 1, self.blame(batch));
         }
         Ok(StepLine { total, terms, learning_rate: self.optimizer.learning_rate(self.step) })
     }
@@ -290,10 +291,20 @@ impl Run<'_> {
         self.events.flush()
     }
 
-    fn save(&mut self) -> Result<PathBuf> {
+    /// What may have led to a value that is not finite.
+    fn blame(&self, batch: &Batch) -> String {
+        let pictures = batch.names.join(", ");
+        format!("; pictures of the batch: {pictures}. Lower the learning rate or look at these pictures' boxes")
+    }
+
+    fn save(&mut self, batch: &Batch) -> Result<PathBuf> {
         let folder = &self.options.train_dir;
-        let prefix = checkpoint::save(folder, &self.variables, &self.optimizer, self.step, self.state)
-            .with_context(|| format!("saving step {} into {}", self.step, folder.display()))?;
+        let prefix = checkpoint::save(folder, &self.variables, &self.optimizer, self.step, self.state);
+        let prefix = prefix.map_err(|error| match error.downcast_ref::<NotFinite>() {
+            Some(what) => anyhow!("step {}: {what}, and nothing is saved{}", self.step, self.blame(batch)),
+            None => error.context(format!("saving step {} into {}", self.step, folder.display())),
+        })?;
+        self.saved = Some(self.step);
         tracing::info!("Save [ checkpoint : {} ]", prefix.display());
         Ok(prefix)
     }

@@ -45,6 +45,8 @@ impl Staged {
         let name = temporary_name(target, std::process::id());
         let temporary = folder.join(name);
         let file = File::create(&temporary).with_context(|| format!("`{}`: cannot be written", shown(target)))?;
+        // A process elsewhere that shares the folder cannot see that this one lives, but finds the lock.
+        let _ = file.try_lock();
         self.files.push((temporary, target.to_path_buf()));
         Ok(file)
     }
@@ -114,6 +116,7 @@ fn remove_leftovers(folder: &Path) {
         if let Some(process) = process
             && process != std::process::id()
             && !Path::new(&format!("/proc/{process}")).exists()
+            && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
         {
             let _ = fs::remove_file(entry.path());
         }
@@ -340,9 +343,13 @@ mod tests {
         let alive = folder.path().join(temporary_name(&target, 1));
         fs::write(&dead, "").unwrap();
         fs::write(&alive, "").unwrap();
+        // Of a process that is not seen from here, on another machine or in a container.
+        let elsewhere = folder.path().join(temporary_name(&target, u32::MAX - 1));
+        let locked = File::create(&elsewhere).unwrap();
+        locked.try_lock().unwrap();
         let mut staged = Staged::default();
         small(&mut staged, &target, |_| Ok(())).unwrap();
-        assert!(!dead.exists() && alive.exists());
+        assert!(!dead.exists() && alive.exists() && elsewhere.exists());
     }
 
     #[test]
