@@ -156,9 +156,22 @@ macro_rules! outln {
 
 /// One line on stderr, bars aside; a closed stderr is passed over.
 pub fn say(line: &str) {
+    let line = without_controls(line, &['\n', '\t']);
     progress().suspend(|| {
         let _ = writeln!(io::stderr().lock(), "{line}");
     });
+}
+
+/// Messages quote what others wrote: file names, servers' answers. None of it may move a terminal's cursor or break a line of the record.
+fn without_controls(text: &str, kept: &[char]) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() && !kept.contains(&c) {
+            true => plain.extend(c.escape_default()),
+            false => plain.push(c),
+        }
+    }
+    plain
 }
 
 /// The layer that takes tracing's events.
@@ -242,8 +255,7 @@ fn line(level: Level, file: Option<&str>, number: Option<u32>, message: &str) ->
     let file = file.unwrap_or("?");
     let name = file.rsplit(['/', '\\']).next().unwrap_or(file);
     let now = chrono::Local::now().format("%Y-%m-%d %H:%M:%S,%3f");
-    // One event, one line: a file's name may have line breaks too.
-    let message = message.replace('\n', "\\n").replace('\r', "\\r");
+    let message = without_controls(message, &[]);
     format!("[{}|{name}:{}] {now} > {message}\n", level.name(), number.unwrap_or(0))
 }
 
@@ -321,6 +333,11 @@ mod tests {
         assert!(lines[1].starts_with("[INFO|logging.rs:") && lines[1].ends_with("> kept boxes=3 name=a b"), "{text}");
         assert!(lines[2].starts_with("[WARNING|") && lines[2].ends_with(r"> 라쿤\nin\r\na box"), "{text}");
         assert!(lines[3].starts_with("[CRITICAL|") && lines[3].ends_with("> the end"), "{text}");
+    }
+
+    #[test]
+    fn control_characters_are_shown_and_not_obeyed() {
+        assert_eq!(without_controls("너\x1b[2K구\r\n리\u{9b}", &['\n']), "너\\u{1b}[2K구\\r\n리\\u{9b}");
     }
 
     #[test]

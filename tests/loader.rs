@@ -273,6 +273,22 @@ fn names_without_ids_are_looked_up() {
 }
 
 #[test]
+fn ids_that_are_other_classes_in_the_label_map_are_refused_and_names_that_it_lacks_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("train.record");
+    write(&path, &[picture(1, 20)]);
+    let mapped = |ids: &[(&str, u32)]| {
+        let ids = ids.iter().map(|&(name, id)| (name.to_string(), id)).collect();
+        LoaderOptions { classes: Classes { count: 3, ids }, ..options(&path, 1) }
+    };
+    for fitting in [&[("class 2", 2)][..], &[("renamed", 2), ("class 1", 1)]] {
+        assert_eq!(Loader::new(mapped(fitting)).unwrap().next().unwrap().groundtruth[0].classes, [1]);
+    }
+    let said = first_error(mapped(&[("class 1", 2), ("class 2", 1)]));
+    assert!(said.contains("label id 2 and the name `class 2`, which has the id 1"), "{said}");
+}
+
+#[test]
 fn dropping_it_ends_its_threads_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = dataset(folder.path(), 9);

@@ -133,8 +133,12 @@ fn write_file(entry: &mut impl Read, size: u64, target: &Path) -> Result<(), Fai
     file.sync_all().map_err(|error| local(error, target))
 }
 
+/// That a file of the archive cannot be written: for its name, which is the archive's fault, or for the place.
 fn local(error: std::io::Error, path: &Path) -> Failure {
-    Failure::Local(anyhow!(error).context(format!("cannot write `{}`", path.display())))
+    use ErrorKind::{AlreadyExists, InvalidFilename, InvalidInput, NotADirectory};
+    let name = matches!(error.kind(), AlreadyExists | InvalidFilename | InvalidInput | NotADirectory);
+    let failed = anyhow!(error).context(format!("cannot write `{}`", path.display()));
+    if name { Failure::Refused(failed) } else { Failure::Local(failed) }
 }
 
 /// Tells how much of the compressed file has been read.
@@ -239,6 +243,15 @@ mod tests {
     fn the_same_file_twice_is_refused() {
         let (_folder, result) = unpack(&tar_gz(&[("m/a", b"1"), ("m/a", b"2")]).unwrap());
         assert_eq!(message(&result.unwrap_err()), "it holds `a` twice");
+    }
+
+    #[test]
+    fn names_that_no_folder_can_have_are_the_archives_fault() {
+        let long = format!("m/{}", "x".repeat(300));
+        for files in [&[(long.as_str(), &b"1"[..])][..], &[("m", b"1"), ("m/a", b"2")], &[("m/a/b", b"1"), ("m/a", b"2")]] {
+            let (_folder, result) = unpack(&tar_gz(files).unwrap());
+            assert!(matches!(result, Err(Failure::Refused(_))), "{result:?}");
+        }
     }
 
     #[test]

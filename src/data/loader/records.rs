@@ -36,7 +36,7 @@ struct Entry {
 pub struct Classes {
     /// Ids run from 1 to this.
     pub count: usize,
-    /// Ids by name, for records that carry only names.
+    /// Ids by name, for records that carry only names; others must agree with it.
     pub ids: BTreeMap<String, u32>,
 }
 
@@ -130,6 +130,13 @@ fn check(image: &mut LabeledImage, classes: &Classes) -> Result<()> {
             "box {i} has label id {id} (`{name}`), and num_classes is {}: ids run from 1 to num_classes; use the label map \
              that the records were made with",
             classes.count
+        );
+        // Else a label map that was sorted anew would give every class another's name, and nobody would be told.
+        let mapped = classes.ids.get(name).copied().unwrap_or(id);
+        ensure!(
+            mapped == id,
+            "box {i} has label id {id} and the name `{name}`, which has the id {mapped} in the label map; use the label map that the \
+             records were made with, or make them again with `odh tfgen`"
         );
     }
     for (i, bbox) in image.boxes.iter().enumerate() {
