@@ -183,6 +183,8 @@ fn a_focal_loss_trains_without_a_miner_from_a_bias_of_rare_objects() {
         (miner, ""),
         ("kernel_size: 1", "kernel_size: 1 class_prediction_bias_init: -4.6"),
     ];
+    let refused = from_config(&zoo_config(V1, &changes[..1])).err().expect("upstream refuses a miner here");
+    assert!(refused.to_string().contains("model.ssd.loss.hard_example_miner"), "{refused:#}");
     let model = ssd(V1, &small(&changes));
     let variables = start(&model);
     let biases = variables.get("BoxPredictor_0/ClassPredictor/biases").unwrap();

@@ -143,8 +143,12 @@ mod tests {
     }
 
     fn exponential(fields: &str) -> LearningRate {
+        schedule("exponential_decay", fields)
+    }
+
+    fn schedule(kind: &str, fields: &str) -> LearningRate {
         let text = format!(
-            "train_config {{ optimizer {{ adam_optimizer {{ learning_rate {{ exponential_decay_learning_rate {{ {fields} }} }} }} }} }}"
+            "train_config {{ optimizer {{ adam_optimizer {{ learning_rate {{ {kind}_learning_rate {{ {fields} }} }} }} }} }}"
         );
         let config = crate::config::pipeline::parse(&text, "test").unwrap();
         let Some(pb::optimizer::Optimizer::AdamOptimizer(adam)) = config.train_config.unwrap().optimizer.unwrap().optimizer
@@ -152,6 +156,35 @@ mod tests {
             panic!()
         };
         LearningRate::from_config(adam.learning_rate.as_ref()).unwrap()
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn every_schedule_goes_as_tensorflows_does() {
+        // Upstream's optimizer_builder and learning_schedules of April 2018 (the last row: of August), run in TensorFlow 2.15.1.
+        type Case = (&'static str, &'static str, &'static [(u64, f32)]);
+        let cases: &[Case] = &[
+            ("manual_step", "initial_learning_rate: 0.0003 schedule { step: 900 learning_rate: .00003 } schedule { step: 1200 learning_rate: .000003 }", &[(0, 0.0003), (899, 0.0003), (900, 3e-5), (1199, 3e-5), (1200, 3e-6), (5000, 3e-6)]),
+            ("manual_step", "initial_learning_rate: 0.001 warmup: true schedule { step: 50 learning_rate: .04 } schedule { step: 1200 learning_rate: .003 }", &[(0, 0.001), (1, 0.00178), (49, 0.039219998), (50, 0.04), (51, 0.04), (1199, 0.04), (1200, 0.003)]),
+            ("exponential_decay", "initial_learning_rate: 0.004 decay_steps: 100 decay_factor: 0.95", &[(0, 0.004), (99, 0.004), (100, 0.0038), (250, 0.00361), (1000, 0.0023949477)]),
+            ("exponential_decay", "initial_learning_rate: 0.004 decay_steps: 100 decay_factor: 0.95 staircase: false", &[(0, 0.004), (1, 0.003997949), (50, 0.003898718), (250, 0.0035185928), (1000, 0.0023949477)]),
+            ("exponential_decay", "initial_learning_rate: 0.004 decay_steps: 7 decay_factor: 0.95", &[(6, 0.004), (7, 0.0038), (201, 0.00095130724), (500, 0.00010481793)]),
+            ("cosine_decay", "learning_rate_base: .04 total_steps: 1000 warmup_learning_rate: .013333 warmup_steps: 200", &[(0, 0.013333), (1, 0.013466335), (199, 0.039866664), (200, 0.04), (250, 0.039615706), (500, 0.027653668), (1000, 0.0), (1001, 0.0)]),
+            ("cosine_decay", "learning_rate_base: .04 total_steps: 1000 warmup_learning_rate: .01 warmup_steps: 100 hold_base_rate_steps: 200", &[(0, 0.01), (99, 0.039699998), (100, 0.04), (101, 0.04), (300, 0.04), (301, 0.039999798), (500, 0.032469798), (1000, 0.0), (1001, 0.0)]),
+            ("cosine_decay", "learning_rate_base: .04 total_steps: 1000 warmup_steps: 0 hold_base_rate_steps: 200", &[(0, 0.04), (200, 0.04), (201, 0.039999846), (500, 0.027653668)]),
+            ("cosine_decay", "", &[(0, 0.0002), (1, 0.00020018), (5000, 0.0011000001), (39999, 0.0019997212), (100000, 0.0019974904)]),
+            ("constant", "learning_rate: 0.0007", &[(0, 0.0007), (5000, 0.0007)]),
+            ("constant", "", &[(7, 0.002)]),
+            ("exponential_decay", "", &[(100000, 0.002)]),
+            ("exponential_decay", "initial_learning_rate: 0.004 decay_steps: 100 decay_factor: 0.5 staircase: false burnin_steps: 150", &[(0, 0.004), (149, 0.004), (150, 0.004), (151, 0.00397237), (250, 0.002), (1000, 1.10485435e-5)]),
+        ];
+        for (kind, fields, rates) in cases {
+            let mine = schedule(kind, fields);
+            for &(step, rate) in *rates {
+                let (mine, rate) = (mine.at(step), f64::from(rate));
+                assert!((mine - rate).abs() <= 2e-6 * rate + 1e-12, "{kind} {{ {fields} }} at {step}: {mine}, not {rate}");
+            }
+        }
     }
 
     #[test]

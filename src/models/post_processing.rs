@@ -1,6 +1,6 @@
 //! From raw predictions to scores and selections, as both meta-architectures do it (upstream builders/post_processing_builder.py).
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
 use crate::detection::nms::NmsOptions;
@@ -28,7 +28,7 @@ impl ScoreConverter {
 /// Suppression and score conversion; `field` names the message in errors.
 ///
 /// # Errors
-/// If a limit is not a positive number.
+/// If a limit is not a positive number, or what upstream refuses: a threshold of overlap beyond 0 to 1, or more detections of a class than in all.
 pub fn from_config(post: &pb::PostProcessing, field: &str) -> Result<(NmsOptions, ScoreConverter)> {
     let default = pb::BatchNonMaxSuppression::default();
     let nms = post.batch_non_max_suppression.as_ref().unwrap_or(&default);
@@ -44,6 +44,16 @@ pub fn from_config(post: &pb::PostProcessing, field: &str) -> Result<(NmsOptions
         max_per_class: count("max_detections_per_class", nms.max_detections_per_class())?,
         max_total: count("max_total_detections", nms.max_total_detections())?,
     };
+    let (most, total) = (options.max_per_class, options.max_total);
+    ensure!(
+        most <= total,
+        "{field}.batch_non_max_suppression.max_detections_per_class: {most} is above max_total_detections: {total}; lower it to {total}"
+    );
+    ensure!(
+        (0.0..=1.0).contains(&options.iou_threshold),
+        "{field}.batch_non_max_suppression.iou_threshold: {} must be from 0 to 1",
+        options.iou_threshold
+    );
     let logit_scale = f64::from(post.logit_scale());
     let converter = match post.score_converter() {
         pb::post_processing::ScoreConverter::Identity => ScoreConverter::Identity { logit_scale },
@@ -57,4 +67,33 @@ pub fn from_config(post: &pb::PostProcessing, field: &str) -> Result<(NmsOptions
 pub fn host_values(x: &Tensor) -> Result<Vec<f32>> {
     let flat = x.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_view([-1])?;
     Ok(Vec::<f32>::try_from(&flat)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_upstream_refuses_are_refused_by_name() {
+        let options = |inner: &str| {
+            let text = format!("model {{ ssd {{ post_processing {{ batch_non_max_suppression {{ {inner} }} }} }} }}");
+            let config = crate::config::pipeline::parse(&text, "test").unwrap();
+            let Some(pb::detection_model::Model::Ssd(ssd)) = config.model.unwrap().model else { panic!() };
+            from_config(&ssd.post_processing.unwrap(), "p").map(|(nms, _)| nms)
+        };
+        let nms = options("max_detections_per_class: 7 max_total_detections: 7 iou_threshold: 1").unwrap();
+        assert_eq!((nms.max_per_class, nms.max_total, nms.iou_threshold), (7, 7, 1.0));
+        for (inner, word) in [
+            (
+                "max_detections_per_class: 8 max_total_detections: 7",
+                "max_detections_per_class: 8 is above max_total_detections: 7",
+            ),
+            ("iou_threshold: 1.1", "iou_threshold: 1.1 must be from 0 to 1"),
+            ("iou_threshold: -0.1", "iou_threshold: -0.1"),
+            ("max_detections_per_class: 0", "max_detections_per_class: 0 is not a number of detections"),
+        ] {
+            let error = options(inner).unwrap_err().to_string();
+            assert!(error.starts_with("p.batch_non_max_suppression.") && error.contains(word), "{inner}: {error}");
+        }
+    }
 }

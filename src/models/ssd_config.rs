@@ -182,6 +182,11 @@ pub fn loss(config: &pb::Ssd) -> Result<LossOptions> {
             "model.ssd.loss.classification_loss: only weighted_sigmoid, weighted_sigmoid_focal, weighted_softmax and bootstrapped_sigmoid are supported"
         ),
     };
+    if loss.hard_example_miner.is_some() && matches!(classification, ClassificationLoss::SigmoidFocal { .. }) {
+        bail!(
+            "model.ssd.loss.hard_example_miner: upstream refuses it with weighted_sigmoid_focal, which weighs the anchors already; remove it"
+        );
+    }
     let miner = loss.hard_example_miner.as_ref().map(|m| HardExampleMiner {
         num_hard_examples: usize::try_from(m.num_hard_examples()).ok().filter(|&n| n > 0),
         iou_threshold: m.iou_threshold(),
