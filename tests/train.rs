@@ -294,6 +294,45 @@ fn pretrained_weights_that_do_not_fit_or_are_not_there_are_errors() {
 }
 
 #[test]
+fn a_config_that_asks_for_moving_averages_has_them_evaluated_and_exported() {
+    let folder = project();
+    let at = |name: &str| folder.path().join(name);
+    let config = fs::read_to_string(at("tiny.config")).unwrap();
+    let averages = |kept: bool| {
+        let asked = config.replace("use_moving_average: false", &format!("use_moving_average: {kept} moving_average_decay: 0.5"));
+        assert!(asked.contains("decay: 0.5"));
+        fs::write(at("tiny.config"), asked + "eval_config { use_moving_averages: true }").unwrap();
+    };
+    averages(false);
+    let text = String::from_utf8_lossy(&train(folder.path(), &["-s", "3"]).stderr).into_owned();
+    assert!(text.contains("use_moving_averages: true") && text.contains("use_moving_average: false"), "{text}");
+
+    averages(true);
+    trained(folder.path(), &["-s", "3", "-n", "3"]);
+    let read = |prefix: &str, name: &str| {
+        let bundle = odh::formats::tensor_bundle::BundleReader::open(&at(prefix)).unwrap();
+        bundle.read_f32(name).unwrap().1
+    };
+    let name = "BoxPredictor_0/ClassPredictor/weights";
+    let trained_to = read("train_dir/tiny/model.ckpt-3", name);
+    let average = read("train_dir/tiny/model.ckpt-3", &format!("{name}/ExponentialMovingAverage"));
+    assert_ne!(trained_to, average);
+    // The export holds the averages under the variables' names, and `odh eval` of it finds what was found while training.
+    assert_eq!(read("export_dir/tiny/model.ckpt", name), average);
+    let figures = |report: &str| -> serde_json::Value {
+        let mut report: serde_json::Value = serde_json::from_slice(&fs::read(at(report)).unwrap()).unwrap();
+        report.as_object_mut().unwrap().remove("seconds");
+        report
+    };
+    let during = figures("eval_dir/tiny/eval-3.json");
+    let args = ["eval", "--checkpoint", "train_dir/tiny/model.ckpt-3"];
+    let output = odh().current_dir(folder.path()).args(args).args(["--device", "cpu", "--eval_dir", "again"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let again = fs::read_dir(at("again")).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
+    assert_eq!(figures(&format!("again/{again}/eval-3.json")), during);
+}
+
+#[test]
 fn a_label_map_that_the_users_own_config_names_is_read() {
     let folder = project();
     let at = |name: &str| folder.path().join(name);

@@ -96,6 +96,7 @@ pub fn run(args: Args) -> Result<()> {
         num_examples: None,
         num_visualizations: eval_config.num_visualizations() as usize,
         min_score: eval_config.min_score_threshold(),
+        averages: false, // `loaded` has them in place already
         num_threads: 0,
     };
     let eval_dir = args.eval_dir.join(&name);

@@ -153,6 +153,7 @@ pub fn run(args: Args) -> Result<()> {
         num_examples: None,
         num_visualizations: eval_config.num_visualizations() as usize,
         min_score: eval_config.min_score_threshold(),
+        averages: eval_config.use_moving_averages(),
         num_threads: args.loader_threads,
     });
     let options = TrainOptions {

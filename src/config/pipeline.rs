@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::config::{support, text};
+use crate::formats::averages::Values;
 use crate::proto::object_detection::protos as pb;
 
 const ROOT: &str = "object_detection.protos.TrainEvalPipelineConfig";
@@ -40,25 +41,17 @@ pub fn to_text(config: &pb::TrainEvalPipelineConfig) -> String {
 /// # Errors
 /// If the config has no model, or sets fields that change the result and are not supported; each is named.
 pub fn check_supported(config: &pb::TrainEvalPipelineConfig) -> Result<Vec<String>> {
-    let mut notes = support::check(&text::reflect(ROOT, config)?)?;
+    let notes = support::check(&text::reflect(ROOT, config)?)?;
     ensure!(config.model.as_ref().is_some_and(|m| m.model.is_some()), "the pipeline config has no model: set model.ssd");
-    notes.extend(averages(config));
     Ok(notes)
 }
 
-/// TensorFlow's optimizer keeps moving averages of the weights unless told not to, but trains and evaluates the weights
-/// themselves; the averages only count with `eval_config.use_moving_averages`, which is refused.
-///
-/// Source: upstream builders/optimizer_builder.py, evaluator.py, exporter.py.
-fn averages(config: &pb::TrainEvalPipelineConfig) -> Option<String> {
-    let optimizer = config.train_config.as_ref()?.optimizer.as_ref()?;
-    optimizer.use_moving_average().then(|| {
-        let unset = if optimizer.use_moving_average.is_none() { " (the default)" } else { "" };
-        format!(
-            "train_config.optimizer.use_moving_average: true{unset} has no effect here: checkpoints hold the weights, which are \
-             what is trained and evaluated, and no averages of them"
-        )
-    })
+/// Which values of the variables are evaluated, exported and detected with.
+pub fn values_evaluated(config: &pb::TrainEvalPipelineConfig) -> Values {
+    match config.eval_config.as_ref().is_some_and(pb::EvalConfig::use_moving_averages) {
+        true => Values::Averages,
+        false => Values::Trained,
+    }
 }
 
 /// What flags and the label map say in place of the config's fields; `None` leaves a field as it is.
@@ -237,19 +230,6 @@ mod tests {
     fn num_classes_needs_a_model() {
         let overrides = Overrides { num_classes: Some(3), ..Default::default() };
         assert!(apply(&mut pb::TrainEvalPipelineConfig::default(), &overrides).is_err());
-    }
-
-    #[test]
-    fn moving_averages_are_spoken_of_when_tensorflow_would_keep_them() {
-        let notes = |inner: &str| {
-            let text = format!("model {{ ssd {{}} }} train_config {{ optimizer {{ rms_prop_optimizer {{}} {inner} }} }}");
-            check_supported(&parse(&text, "p").unwrap()).unwrap()
-        };
-        assert_eq!(notes("use_moving_average: false"), Vec::<String>::new());
-        assert!(
-            notes("use_moving_average: true")[0].starts_with("train_config.optimizer.use_moving_average: true has no effect")
-        );
-        assert!(notes("")[0].contains("(the default)"));
     }
 
     #[test]

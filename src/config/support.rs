@@ -259,7 +259,6 @@ const TABLE: &[Message] = &[
     ]),
     fields("Optimizer", &[
         ("rms_prop_optimizer", Yes), ("momentum_optimizer", Yes), ("adam_optimizer", Yes),
-        // See `averages`.
         ("use_moving_average", Yes), ("moving_average_decay", Yes),
     ]),
     all("RMSPropOptimizer", Yes),
@@ -354,7 +353,7 @@ const TABLE: &[Message] = &[
         ("include_metrics_per_category", NoEffect("every category is listed")),
         ("export_path", NoEffect("the figures are written to eval_dir")),
         ("ignore_groundtruth", Only(FALSE, "an evaluation needs groundtruth")),
-        ("use_moving_averages", Only(FALSE, "moving averages of the weights are not kept")),
+        ("use_moving_averages", Yes),
         ("eval_instance_masks", Only(FALSE, MASKS)),
         ("num_visualizations", Yes), ("visualization_export_dir", NoEffect(SUMMARIES)), ("save_graph", NoEffect(SUMMARIES)),
         ("min_score_threshold", NoEffect(SUMMARIES)), ("max_num_boxes_to_visualize", NoEffect(SUMMARIES)), ("skip_scores", NoEffect(SUMMARIES)),
@@ -584,9 +583,9 @@ mod tests {
         ));
         assert!(text.contains("train_config.data_augmentation_options[1].rgb_to_gray"), "{text}");
         let text = refused(&format!(
-            "{MODEL} train_input_reader {{ num_epochs: 3 }} eval_config {{ use_moving_averages: true metrics_set: 'open_images_metrics' }}"
+            "{MODEL} train_input_reader {{ num_epochs: 3 }} eval_config {{ metrics_set: 'open_images_metrics' }}"
         ));
-        for path in ["train_input_reader.num_epochs: 3", "eval_config.use_moving_averages", "eval_config.metrics_set[0]"] {
+        for path in ["train_input_reader.num_epochs: 3", "eval_config.metrics_set[0]"] {
             assert!(text.contains(path), "{path}: {text}");
         }
         assert!(

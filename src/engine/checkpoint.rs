@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::optimizer::Optimizer;
 use crate::data::loader::Position;
+use crate::formats::averages::Values;
 use crate::formats::checkpoint_state::{self, CheckpointState};
 use crate::formats::tensor_bundle::{self, BundleReader, TensorData};
 use crate::net::variables::Variables;
@@ -164,10 +165,11 @@ pub fn write(prefix: &Path, variables: &Variables, optimizer: Option<&Optimizer>
 /// Every variable of the model from a checkpoint, for evaluation, export and detection; the step it was saved at, if it says.
 ///
 /// # Errors
-/// If the checkpoint cannot be read, or lacks a variable or has it with another shape.
-pub fn load(prefix: &Path, variables: &mut Variables) -> Result<Option<u64>> {
+/// If the checkpoint cannot be read, lacks a variable or has it with another shape, or lacks averages that are wanted.
+pub fn load(prefix: &Path, variables: &mut Variables, values: Values) -> Result<Option<u64>> {
     let bundle = BundleReader::open(prefix)?;
-    load_variables(&bundle, prefix, variables)?;
+    values.check(&bundle).with_context(|| prefix.display().to_string())?;
+    load_variables(&bundle, prefix, variables, values)?;
     step_of(&bundle)
 }
 
@@ -177,7 +179,7 @@ pub fn load(prefix: &Path, variables: &mut Variables) -> Result<Option<u64>> {
 /// As `load`; or if the optimizer's state or the run's state is missing.
 pub fn resume(prefix: &Path, variables: &mut Variables, optimizer: &mut Optimizer) -> Result<(u64, Option<RunState>)> {
     let bundle = BundleReader::open(prefix)?;
-    load_variables(&bundle, prefix, variables)?;
+    load_variables(&bundle, prefix, variables, Values::Trained)?;
     let read = |name: &str| bundle.get(name).map(|_| bundle.read_f32(name)).transpose();
     optimizer.restore(variables, read).with_context(|| {
         format!(
@@ -278,9 +280,10 @@ fn best_step(folder: &Path) -> Option<u64> {
     read_best(folder).map(|b| b.step)
 }
 
-fn load_variables(bundle: &BundleReader, prefix: &Path, variables: &mut Variables) -> Result<()> {
+fn load_variables(bundle: &BundleReader, prefix: &Path, variables: &mut Variables, values: Values) -> Result<()> {
     for i in 0..variables.specs().len() {
-        let (name, shape) = (variables.specs()[i].name.clone(), variables.specs()[i].shape.clone());
+        let name = values.source(bundle, &variables.specs()[i].name);
+        let shape = variables.specs()[i].shape.clone();
         let entry = bundle.get(&name).with_context(|| {
             format!("{}: there is no variable `{name}`; is this the checkpoint of another model?", prefix.display())
         })?;

@@ -35,7 +35,7 @@ pub fn load(config: &pb::TrainEvalPipelineConfig, prefix: &Path, device: Device)
     pipeline::check_supported(config).with_context(|| format!("the pipeline config of {}", prefix.display()))?;
     let model = models::from_config(config)?;
     let mut variables = Variables::zeros(model.variables(), device)?;
-    let step = checkpoint::load(prefix, &mut variables)?;
+    let step = checkpoint::load(prefix, &mut variables, pipeline::values_evaluated(config))?;
     Ok(LoadedModel { model, variables, step })
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use tch::{Device, Tensor};
 
 use super::checkpoint::{self, Best, FineTune, NotFinite, RunState};
@@ -94,6 +94,11 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions) -> Result<Train
     shim::tune_process()?;
     let mut variables = Variables::new(model.variables(), options.seed, options.device)?;
     let mut optimizer = Optimizer::from_config(options.config, &mut variables)?;
+    let averages = options.evaluation.as_ref().is_some_and(|evaluation| evaluation.averages);
+    ensure!(
+        !averages || optimizer.keeps_averages(),
+        "eval_config.use_moving_averages: true, and train_config.optimizer.use_moving_average: false keeps none; set both alike"
+    );
     let mut state = RunState { seed: options.seed, position: Position::default() };
     let mut step = 0;
     if let Some(prefix) = &options.resume_from {
@@ -312,7 +317,9 @@ impl Run<'_> {
     fn evaluate(&mut self, prefix: &Path) -> Result<()> {
         let Some(options) = &self.options.evaluation else { return Ok(()) };
         tracing::info!("Evaluate start [ step : {} ]", self.step);
-        let evaluated = eval::evaluate(self.model, &self.variables, options, (prefix, self.step))?;
+        let averaged = options.averages.then(|| self.optimizer.averaged(&self.variables)).transpose()?;
+        let variables = averaged.as_ref().unwrap_or(&self.variables);
+        let evaluated = eval::evaluate(self.model, variables, options, (prefix, self.step))?;
         let events = match &mut self.eval_events {
             Some(events) => events,
             empty => empty.insert(EventWriter::create(&self.options.eval_dir)?),

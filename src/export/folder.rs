@@ -16,6 +16,7 @@ use super::{graph_def, onnx, torchscript};
 use crate::config::label_map::LabelMap;
 use crate::config::pipeline;
 use crate::formats::atomic_file::{self, AtomicFile};
+use crate::formats::averages::Values;
 use crate::formats::checkpoint_state::{self, CheckpointState};
 use crate::formats::tensor_bundle::{BundleReader, BundleWriter};
 use crate::net::graph::Variable;
@@ -129,13 +130,15 @@ pub fn run(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
     }
     let reader = BundleReader::open(input.checkpoint)?;
     fits(&reader, model.variables()).with_context(|| format!("cannot export `{}`", input.checkpoint.display()))?;
+    let values = pipeline::values_evaluated(input.config);
+    values.check(&reader).with_context(|| format!("cannot export `{}`", input.checkpoint.display()))?;
     let mut target = Target::new(input.output_dir)?;
     let folder = &target.folder().to_path_buf();
 
     let facts = Facts::new(&detector, input.label_map);
     let mut models = Vec::new();
     let mut written = |name: &str, bytes: u64| models.push((name.to_string(), bytes));
-    let read = |name: &str| Ok(reader.read_f32(name)?.1);
+    let read = |name: &str| Ok(reader.read_f32(&values.source(&reader, name))?.1);
     if input.writes(Format::FrozenGraph) || input.writes(Format::SavedModel) {
         let graph = detector.frozen_graph(&read)?;
         graph_def::check::check(&graph).context("the frozen graph is not sound; this is a bug in odh")?;
@@ -160,10 +163,15 @@ pub fn run(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
         let path = folder.join(TORCHSCRIPT);
         written(TORCHSCRIPT, write_script(&path, &detector.torchscript(&read, &facts.json(&name)?)?)?);
     }
-    let step = copy_variables(&reader, model.variables(), &folder.join(CHECKPOINT))?;
+    let step = copy_variables(&reader, values, model.variables(), &folder.join(CHECKPOINT))?;
     let prefix = folder.join(CHECKPOINT);
     checkpoint_state::write(folder, &CheckpointState { latest: prefix.clone(), all: vec![prefix] })?;
-    atomic_file::write(&folder.join(PIPELINE_CONFIG), pipeline::to_text(input.config).as_bytes())?;
+    let mut config = input.config.clone();
+    if let Some(eval) = &mut config.eval_config {
+        // Where averages are exported, they are the exported checkpoint's variables.
+        eval.use_moving_averages = eval.use_moving_averages.map(|_| false);
+    }
+    atomic_file::write(&folder.join(PIPELINE_CONFIG), pipeline::to_text(&config).as_bytes())?;
     atomic_file::write(&folder.join(LABEL_MAP), input.label_map.to_text()?.as_bytes())?;
     atomic_file::write(&folder.join(LABELS), labels(input.label_map).as_bytes())?;
     let parity = verify.map(|verify| verify(folder)).transpose()?;
@@ -231,11 +239,11 @@ fn write_script(path: &Path, script: &Script) -> Result<u64> {
 }
 
 /// The model's variables, without an optimizer's; and `global_step`, whose value is returned.
-fn copy_variables(reader: &BundleReader, variables: &[Variable], prefix: &Path) -> Result<Option<i64>> {
+fn copy_variables(reader: &BundleReader, values: Values, variables: &[Variable], prefix: &Path) -> Result<Option<i64>> {
     const STEP: &str = "global_step";
     let mut writer = BundleWriter::create(prefix)?;
     for variable in variables {
-        writer.add(&variable.name, &reader.read(&variable.name)?)?;
+        writer.add(&variable.name, &reader.read(&values.source(reader, &variable.name))?)?;
     }
     let mut step = None;
     if reader.get(STEP).is_some() {

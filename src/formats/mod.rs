@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod atomic_file;
+pub mod averages;
 pub mod bundle_index;
 pub mod bundle_writer;
 pub mod checkpoint_state;

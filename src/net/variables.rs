@@ -84,13 +84,28 @@ impl Variables {
         Ok(())
     }
 
+    /// The same variables and values in memory of their own, with no gradients.
+    pub fn copy(&self) -> Result<Self> {
+        let mut copy = Self::zeros(&self.specs, self.device)?;
+        for (i, tensor) in self.tensors.iter().enumerate() {
+            copy.set(i, tensor)?;
+        }
+        Ok(copy)
+    }
+
+    /// Sets the `i`th variable from a tensor of its shape.
+    pub fn set(&mut self, i: usize, values: &Tensor) -> Result<()> {
+        tch::no_grad(|| self.tensors[i].f_copy_(&values.detach()))?;
+        Ok(())
+    }
+
     /// Marks variables as not trainable where `frozen` says so.
     pub fn freeze(&mut self, frozen: impl Fn(&str) -> bool) -> Result<usize> {
         let mut count = 0;
         for spec in &mut self.specs {
             if spec.trainable && frozen(&spec.name) {
+                // Its regularization stays in the loss, as upstream, where only the gradient is left out.
                 spec.trainable = false;
-                spec.l2 = 0.0;
                 count += 1;
             }
         }
