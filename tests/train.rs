@@ -166,6 +166,13 @@ fn a_damaged_checkpoint_is_named_with_the_whole_one_before_it_and_the_flag_that_
     assert!(run(&whole, &["-s", "8", "-n", "2"]).status.success());
     assert_eq!(fs::read(checkpoint(folder.path(), 8)).unwrap(), fs::read(checkpoint(whole.path(), 8)).unwrap());
 
+    // Gone back once more: what lies behind is of another branch from here on, and neither listed nor deleted.
+    assert!(run(&folder, &["-s", "5", "-n", "9", "--checkpoint", "./train_dir/tiny/model.ckpt-4.index"]).status.success());
+    let state = fs::read_to_string(at("checkpoint")).unwrap();
+    let listed: Vec<&str> = state.lines().filter_map(|line| line.strip_prefix("all_model_checkpoint_paths: ")).collect();
+    assert_eq!(listed, ["\"model.ckpt-2\"", "\"model.ckpt-4\"", "\"model.ckpt-5\""], "{state}");
+    assert_eq!(steps(folder.path()), [2, 4, 5, 6, 8]);
+
     fs::create_dir(folder.path().join("elsewhere")).unwrap();
     for file in ["index", "data-00000-of-00001"] {
         fs::copy(at(&format!("model.ckpt-8.{file}")), folder.path().join(format!("elsewhere/model.ckpt-8.{file}"))).unwrap();

@@ -240,7 +240,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn bar(length: usize, what: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} pictures, {per_sec}, {eta} left");
+    let style = ProgressStyle::with_template("{msg} [{wide_bar}] {pos}/{len} pictures, {per_sec}, {eta} left");
     let bar = ProgressBar::new(length as u64).with_message(what.to_string());
     if let Ok(style) = style {
         bar.set_style(style.progress_chars("=> "));

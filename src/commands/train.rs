@@ -304,14 +304,16 @@ fn resume_from(args: &Args, train_dir: &Path) -> Result<Option<PathBuf>> {
         return Err(exit::usage("--checkpoint goes on from a checkpoint and --reset starts anew: leave one of them out"));
     }
     let prefix = model_files::existing(typed)?;
+    let here = train_dir.join(prefix.file_name().unwrap_or_default());
+    let index = |prefix: &Path| PathBuf::from(format!("{}.index", prefix.display())).canonicalize().ok();
     ensure!(
-        is_within(&prefix, train_dir),
+        index(&prefix).is_some() && index(&prefix) == index(&here),
         "--checkpoint `{}` is not in this model's train folder `{}`; to begin with another training's weights, give them to \
          --fine_tune_checkpoint",
         prefix.display(),
         train_dir.display()
     );
-    Ok(Some(prefix))
+    Ok(Some(here))
 }
 
 /// Whether a file is in a folder or below it, by their real paths.

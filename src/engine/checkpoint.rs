@@ -105,20 +105,55 @@ pub fn save(folder: &Path, variables: &Variables, optimizer: &Optimizer, step: u
     write(&prefix, variables, Some(optimizer), step)?;
     let path = run_state_path(&prefix);
     crate::formats::atomic_file::write(&path, serde_json::to_string_pretty(&run)?.as_bytes())?;
-    let mut kept = steps_in(folder)?;
-    kept.retain(|&s| s <= step);
+    let mut kept = listed(folder)?;
+    kept.retain(|&s| s < step);
+    kept.push(step);
     let best = best_step(folder);
     let old: Vec<u64> = kept.iter().rev().skip(KEEP).copied().filter(|&s| Some(s) != best).collect();
     kept.retain(|s| !old.contains(s));
-    let name = |step: u64| PathBuf::from(format!("{PREFIX}{step}"));
-    let state = CheckpointState { latest: name(step), all: kept.iter().map(|&s| name(s)).collect() };
-    checkpoint_state::write(folder, &state)?;
+    list(folder, step, &kept)?;
     for step in old {
-        let prefix = folder.join(name(step));
+        let prefix = folder.join(format!("{PREFIX}{step}"));
         tensor_bundle::remove(&prefix)?;
         let _ = std::fs::remove_file(run_state_path(&prefix));
     }
     Ok(prefix)
+}
+
+/// Makes an older checkpoint of a folder the one that it stands at. Those behind it stay, but are no longer this run's: none is listed, gone
+/// on from or deleted.
+///
+/// # Errors
+/// If the `checkpoint` file cannot be written.
+pub fn rewind(folder: &Path, prefix: &Path) -> Result<()> {
+    let stands = checkpoint_state::read(folder).is_ok_and(|state| state.is_some_and(|state| state.latest == prefix));
+    match prefix.file_name().and_then(|name| step_in(name.to_str()?)) {
+        Some(step) if !stands => {
+            let mut kept = listed(folder)?;
+            kept.retain(|&s| s < step);
+            kept.push(step);
+            list(folder, step, &kept)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Steps of the checkpoints of a folder that are its run's, ascending: those that its `checkpoint` file lists, else all.
+fn listed(folder: &Path) -> Result<Vec<u64>> {
+    let mut steps = steps_in(folder)?;
+    if let Ok(Some(state)) = checkpoint_state::read(folder) {
+        let names = state.all.iter().filter_map(|prefix| prefix.file_name()?.to_str());
+        let listed: Vec<u64> = names.filter_map(step_in).collect();
+        steps.retain(|step| listed.contains(step));
+    }
+    Ok(steps)
+}
+
+/// Writes the `checkpoint` file.
+fn list(folder: &Path, latest: u64, steps: &[u64]) -> Result<()> {
+    let name = |step: u64| PathBuf::from(format!("{PREFIX}{step}"));
+    let state = CheckpointState { latest: name(latest), all: steps.iter().map(|&s| name(s)).collect() };
+    checkpoint_state::write(folder, &state)
 }
 
 /// A value that no training goes on from.

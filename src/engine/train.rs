@@ -104,6 +104,7 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions) -> Result<Train
     if let Some(prefix) = &options.resume_from {
         let resumed = checkpoint::resume(prefix, &mut variables, &mut optimizer);
         let (at, saved) = resumed.map_err(|error| checkpoint::advise(error, prefix))?;
+        checkpoint::rewind(&options.train_dir, prefix)?;
         step = at;
         match saved {
             Some(saved) => {
