@@ -1,5 +1,6 @@
 //! The dataset's files, written beside the old ones and put in their place together at the end.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -79,6 +80,11 @@ impl Staged {
     /// # Errors
     /// If one cannot be renamed.
     pub fn commit(mut self) -> Result<()> {
+        // Another run's files between these would make one dataset of two splits. Where there are no locks, runs take their chance.
+        let parents = self.files.iter().filter_map(|(temporary, _)| temporary.parent()?.canonicalize().ok());
+        let folders: BTreeSet<PathBuf> = parents.collect(); // in one order for all, so that no two wait for each other
+        let locked = |folder: &PathBuf| File::open(folder).ok().filter(|file| file.lock().is_ok());
+        let _locks: Vec<File> = folders.iter().filter_map(locked).collect();
         for (temporary, target) in self.files.drain(..) {
             fs::rename(&temporary, &target).with_context(|| format!("`{}`: cannot be replaced", shown(&target)))?;
         }
@@ -350,6 +356,26 @@ mod tests {
         let mut staged = Staged::default();
         small(&mut staged, &target, |_| Ok(())).unwrap();
         assert!(!dead.exists() && alive.exists() && elsewhere.exists());
+    }
+
+    #[test]
+    fn a_dataset_takes_its_place_only_when_no_other_is_just_taking_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (folder.path().join("a.csv"), folder.path().join("sub/b.csv"));
+        let mut staged = Staged::default();
+        for target in [&a, &b] {
+            small(&mut staged, target, |out| Ok(out.write_all(b"new")?)).unwrap();
+        }
+        let other = File::open(folder.path().join("sub")).unwrap();
+        other.lock().unwrap();
+        std::thread::scope(|scope| {
+            let commit = scope.spawn(|| staged.commit());
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            assert!(!a.exists() && !b.exists() && !commit.is_finished());
+            drop(other);
+            commit.join().unwrap().unwrap();
+        });
+        assert!(a.exists() && b.exists());
     }
 
     #[test]
