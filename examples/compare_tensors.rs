@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Weights are those of the recipe in reference/README.md. The npz file has keys as the golden ones: `var/NAME` (shape), `tvar/NAME` (trainable),
-//! `i/...` inference on image1, `t/...` one training step on image1 (`batch` 2: and image2), `grad/NAME/{l2,s}`, `delta/NAME/{l2,s}`.
+//! `init/NAME` (mean, deviation, least and greatest of its random start), `i/...` inference on image1, `t/...` one training step on image1
+//! (`batch` 2: and image2), `grad/NAME/{l2,s}`, `delta/NAME/{l2,s}`.
 
 #[allow(dead_code)]
 #[path = "../tests/common/reference.rs"]
@@ -27,6 +28,7 @@ use odh::models::faster_rcnn::FasterRcnn;
 use odh::models::rpn::Phase;
 use odh::models::ssd::Ssd;
 use odh::net::exec::{self, Inference, MovingUpdate};
+use odh::net::graph::Regularizer;
 use odh::net::variables::{Variables, values_in_tensorflow_layout};
 use odh::proto::object_detection::protos as pb;
 use reference::{Golden, nhwc, rows, set_regenerated_weights, values};
@@ -94,11 +96,17 @@ fn compare(pictures: &Path, config: &Path, npz: &Path, report: &mut Report) -> R
     }
     let golden = Golden::open(npz);
     let model = models::from_config(&config)?;
-    variables(&golden, model.variables(), report);
+    if !(golden.keys("var/").is_empty() && golden.keys("tvar/").is_empty()) {
+        variables(&golden, model.variables(), report);
+    }
     if !report.lines.is_empty() {
         bail!("the variable tables differ");
     }
     let mut weights = Variables::new(model.variables(), 0, Device::Cpu)?;
+    initial_values(&golden, &weights, report)?;
+    if !golden.has("i/preprocessed") && !golden.has("t/preprocessed") {
+        return Ok(());
+    }
     set_regenerated_weights(&mut weights);
     let picture = |name: &str| -> Result<Tensor> {
         let image = decode_accurate(&std::fs::read(pictures.join(format!("{name}.jpg"))).with_context(|| name.to_string())?)?;
@@ -131,6 +139,36 @@ fn compare(pictures: &Path, config: &Path, npz: &Path, report: &mut Report) -> R
             }
         }
         None => bail!("no model"),
+    }
+    Ok(())
+}
+
+/// Mean, standard deviation, least and greatest of each variable's random start: in units of what chance allows.
+fn initial_values(golden: &Golden, start: &Variables, report: &mut Report) -> Result<()> {
+    for name in golden.keys("init/") {
+        let Some(i) = start.position(&name) else {
+            report.lines.push(format!("variable {name} is missing"));
+            continue;
+        };
+        let values = start.to_tensorflow(i)?;
+        let n = values.len() as f64;
+        let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n;
+        let deviation = (values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n).sqrt();
+        let reach = values.iter().fold(0f64, |most, &v| most.max((f64::from(v) - mean).abs()));
+        let other = golden.get(&format!("init/{name}"));
+        let other_reach = (other[2] - other[0]).abs().max((other[3] - other[0]).abs());
+        let chance = deviation.max(other[1]) * (2.0 / n).sqrt() + 1e-7;
+        let what = format!("{name} {mean:.2e} +- {deviation:.3e} for {:.2e} +- {:.3e}", other[0], other[1]);
+        report.add("initial means", &what, (mean - other[0]).abs() / chance, 5.0);
+        report.add("initial deviations", &what, (deviation - other[1]).abs() / chance, 5.0);
+        if n >= 1000.0 && other_reach > 0.0 {
+            report.add(
+                "initial reaches",
+                &format!("{what}, {reach:.3e} for {other_reach:.3e}"),
+                (reach / other_reach - 1.0).abs(),
+                0.3,
+            );
+        }
     }
     Ok(())
 }
@@ -389,8 +427,9 @@ fn step(
             report.lines.push(format!("no gradient for {}", spec.name));
             continue;
         }
-        let regularized = if train.add_regularization_loss() { spec.l2 } else { 0.0 };
-        let gradient = gradient + weights.tensor(i).detach() * regularized;
+        let value = weights.tensor(i).detach();
+        let regularizer = if train.add_regularization_loss() { spec.regularizer } else { Regularizer::None };
+        let gradient = gradient + value.sign() * regularizer.l1() + value * regularizer.l2();
         let norm = l2(&values_in_tensorflow_layout(spec, &gradient)?);
         let golden_norm = golden.scalar(&format!("grad/{}/l2", spec.name));
         let difference = ((norm - golden_norm).abs() - 1e-6 * global).max(0.0) / golden_norm.max(1e-30);

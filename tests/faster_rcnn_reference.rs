@@ -368,8 +368,11 @@ fn training_step(m: &Model) {
         relatively_close(name, term.double_value(&[]), golden.scalar(&format!("loss/{name}")), 1e-4);
     }
     let regularization: f64 = (0..variables.specs().len())
-        .filter(|&i| variables.specs()[i].l2 > 0.0)
-        .map(|i| variables.specs()[i].l2 / 2.0 * variables.tensor(i).detach().square().sum(Kind::Double).double_value(&[]))
+        .filter(|&i| variables.specs()[i].regularizer.l2() > 0.0)
+        .map(|i| {
+            variables.specs()[i].regularizer.l2() / 2.0
+                * variables.tensor(i).detach().square().sum(Kind::Double).double_value(&[])
+        })
         .sum();
     relatively_close("regularization", regularization, golden.scalar("reg"), 1e-4);
 
@@ -382,7 +385,7 @@ fn training_step(m: &Model) {
             assert!(!gradient.defined(), "{} has a gradient", spec.name);
             continue;
         }
-        let gradient = gradient + variables.tensor(i).detach() * spec.l2;
+        let gradient = gradient + variables.tensor(i).detach() * spec.regularizer.l2();
         let flat = values_in_tensorflow_layout(spec, &gradient).unwrap();
         compared.push(Compared::new(
             &golden,

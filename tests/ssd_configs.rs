@@ -170,7 +170,7 @@ fn inception_v2_takes_other_depths() {
     learns(INCEPTION, &small(&[("depth_multiplier: 1.0", "depth_multiplier: 0.25")]));
     // Upstream insists that this is said; old configs do not.
     let unsaid = ssd(INCEPTION, &[("override_base_feature_extractor_hyperparams: true", "")]);
-    assert_eq!(variable(&unsaid, "InceptionV2/Conv2d_2b_1x1/weights").l2 as f32, 4e-5);
+    assert_eq!(variable(&unsaid, "InceptionV2/Conv2d_2b_1x1/weights").regularizer.l2() as f32, 4e-5);
 }
 
 #[test]
@@ -318,7 +318,7 @@ fn overriding_hyperparams_reach_the_backbone() {
         (V2, "MobilenetV2/expanded_conv_1/expand", "MobilenetV2/expanded_conv_1/depthwise/depthwise_weights"),
     ] {
         let own = ssd(name, &changes);
-        let l2 = |model: &Ssd, name: &str| variable(model, name).l2 as f32;
+        let l2 = |model: &Ssd, name: &str| variable(model, name).regularizer.l2() as f32;
         assert_eq!(l2(&own, &format!("{scope}/weights")), 4e-5);
         assert_eq!(l2(&own, depthwise), if name == V1 { 4e-5 } else { 0.0 });
         let mut more = changes.to_vec();

@@ -10,7 +10,7 @@ use odh::engine::optimizer::Optimizer;
 use odh::models::DetectionModel;
 use odh::models::ssd::Ssd;
 use odh::net::exec::{self, Inference};
-use odh::net::graph::{Initializer, Variable, VariableKind};
+use odh::net::graph::{Initializer, Regularizer, Variable, VariableKind};
 use odh::net::variables::{Variables, values_in_tensorflow_layout};
 use odh::proto::object_detection::protos as pb;
 use reference::{Golden, set_regenerated_weights, values, variable_table, weight};
@@ -190,7 +190,10 @@ fn check_training_step(case: &Case) {
     close("classification loss", record.classification.double_value(&[]), golden.scalar("loss/Loss/classification_loss"), 1e-4);
 
     let regularization: f64 = (0..variables.specs().len())
-        .map(|i| variables.specs()[i].l2 / 2.0 * variables.tensor(i).detach().square().sum(Kind::Double).double_value(&[]))
+        .map(|i| {
+            variables.specs()[i].regularizer.l2() / 2.0
+                * variables.tensor(i).detach().square().sum(Kind::Double).double_value(&[])
+        })
         .sum();
     close("regularization", regularization, golden.scalar("reg"), 1e-4);
 
@@ -198,7 +201,7 @@ fn check_training_step(case: &Case) {
     let global = golden.scalar("gnorm");
     let mut gradients = Vec::new();
     for (i, spec) in variables.specs().iter().enumerate().filter(|(_, s)| s.trainable) {
-        let gradient = variables.tensor(i).grad() + variables.tensor(i).detach() * spec.l2;
+        let gradient = variables.tensor(i).grad() + variables.tensor(i).detach() * spec.regularizer.l2();
         let flat = values_in_tensorflow_layout(spec, &gradient).unwrap();
         gradients.push(Compared::new(&golden, "grad", &spec.name, &flat, 1e-6 * global));
     }
@@ -258,7 +261,7 @@ fn golden_gradients_become_golden_changes() {
                 trainable: true,
                 initializer: Initializer::Constant(0.0),
                 // The golden gradients have it already.
-                l2: 0.0,
+                regularizer: Regularizer::None,
             })
             .collect();
         let mut variables = Variables::new(&specs, 0, Device::Cpu).unwrap();

@@ -2,7 +2,7 @@
 //! that Faster R-CNN takes (upstream models/faster_rcnn_inception_resnet_v2_feature_extractor.py).
 
 use super::faster_rcnn::{FasterRcnnBackbone, Pixels, StageOptions};
-use crate::net::graph::{Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Window};
+use crate::net::graph::{Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, Window};
 use crate::net::layers::{BatchNormParams, ConvScope, Scope, conv2d};
 
 /// One layer of a branch.
@@ -117,7 +117,7 @@ pub const FASTER_RCNN: FasterRcnnBackbone =
 fn slim_scope(train_batch_norm: bool) -> ConvScope {
     ConvScope {
         initializer: Initializer::VarianceScaling { factor: 1.0, fan: Fan::Average, uniform: true },
-        l2: 0.0,
+        regularizer: Regularizer::None,
         batch_norm: Some(BatchNormParams {
             decay: 0.9997,
             epsilon: 0.001,

@@ -3,7 +3,7 @@
 use super::depth::Depth;
 use super::faster_rcnn::{FasterRcnnBackbone, Pixels, StageOptions};
 use super::ssd::{Source, SsdBackbone};
-use crate::net::graph::{Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Window};
+use crate::net::graph::{Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, Window};
 use crate::net::layers::{BatchNormParams, ConvScope, Scope, conv2d, separable_conv2d};
 
 /// What an SSD builds on.
@@ -46,7 +46,7 @@ const FULL: Depth = Depth { multiplier: 1.0, min: 16 };
 fn faster_rcnn_scope(options: &StageOptions) -> ConvScope {
     ConvScope {
         initializer: Initializer::VarianceScaling { factor: 1.0, fan: Fan::Average, uniform: true },
-        l2: 0.0,
+        regularizer: Regularizer::None,
         batch_norm: Some(BatchNormParams {
             decay: 0.9997,
             epsilon: 0.001,

@@ -1,7 +1,7 @@
 //! MobileNet V1 (Howard et al., arXiv:1704.04861, table 1; upstream slim/nets/mobilenet_v1.py), up to its last pointwise convolution.
 
 use super::ssd::{Base, Source, SsdBackbone};
-use crate::net::graph::{Activation, Graph, Initializer, MovingVariance, NodeId};
+use crate::net::graph::{Activation, Graph, Initializer, MovingVariance, NodeId, Regularizer};
 use crate::net::layers::{BatchNormParams, ConvScope, conv2d, depthwise_conv2d};
 
 /// What an SSD builds on.
@@ -50,7 +50,7 @@ const BLOCKS: &[Block] = &[
 pub fn slim_scope(train_batch_norm: bool) -> ConvScope {
     ConvScope {
         initializer: Initializer::TruncatedNormal { mean: 0.0, stddev: 0.09 },
-        l2: 4e-5,
+        regularizer: Regularizer::L2(4e-5),
         batch_norm: Some(BatchNormParams {
             decay: 0.9997,
             epsilon: 0.001,

@@ -3,7 +3,7 @@
 use super::depth::{Depth, make_divisible};
 use super::mobilenet_v1::slim_scope;
 use super::ssd::{Base, Source, SsdBackbone};
-use crate::net::graph::{Activation, Graph, MovingVariance, NodeId, Op};
+use crate::net::graph::{Activation, Graph, MovingVariance, NodeId, Op, Regularizer};
 use crate::net::layers::{ConvScope, Scope, conv2d, depthwise_conv2d};
 
 /// What an SSD builds on.
@@ -66,7 +66,7 @@ impl Layers {
     fn new(base: &Base) -> Self {
         // Whatever else a config overrides, slim sets the activation layer by layer.
         let full = ConvScope { activation: Some(Activation::Relu6), ..base.with };
-        let depthwise = if base.overridden { full } else { ConvScope { l2: 0.0, ..full } };
+        let depthwise = if base.overridden { full } else { ConvScope { regularizer: Regularizer::None, ..full } };
         Self { full, depthwise, project: ConvScope { activation: None, ..full } }
     }
 }

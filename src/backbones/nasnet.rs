@@ -2,7 +2,9 @@
 //! Faster R-CNN takes (upstream models/faster_rcnn_nas_feature_extractor.py).
 
 use super::faster_rcnn::{FasterRcnnBackbone, Pixels, StageOptions};
-use crate::net::graph::{Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, VariableKind, Window};
+use crate::net::graph::{
+    Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, VariableKind, Window,
+};
 use crate::net::layers::{BatchNormParams, ConvScope, Scope, batch_norm, declare_weights};
 
 /// What is done to one of the two inputs of a combination.
@@ -80,7 +82,7 @@ pub const FASTER_RCNN: FasterRcnnBackbone =
 fn slim_scope(train_batch_norm: bool) -> ConvScope {
     ConvScope {
         initializer: Initializer::VarianceScaling { factor: 2.0, fan: Fan::Out, uniform: false },
-        l2: 5e-5,
+        regularizer: Regularizer::L2(5e-5),
         batch_norm: Some(BatchNormParams {
             decay: 0.9997,
             epsilon: 0.001,

@@ -2,7 +2,7 @@
 //! halves of a Faster R-CNN.
 
 use super::faster_rcnn::{FasterRcnnBackbone, Pixels, StageOptions};
-use crate::net::graph::{Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Window};
+use crate::net::graph::{Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, Window};
 use crate::net::layers::{BatchNormParams, ConvScope, Scope, conv2d};
 
 /// A stack of bottleneck units.
@@ -66,7 +66,7 @@ pub const FASTER_RCNN_152: FasterRcnnBackbone = FasterRcnnBackbone {
 fn slim_scope(train_batch_norm: bool) -> ConvScope {
     ConvScope {
         initializer: Initializer::VarianceScaling { factor: 2.0, fan: Fan::In, uniform: false },
-        l2: 0.0,
+        regularizer: Regularizer::None,
         batch_norm: Some(BatchNormParams {
             decay: 0.997,
             epsilon: 1e-5,

@@ -167,21 +167,24 @@ impl Optimizer {
         self.learning_rate.at(step)
     }
 
-    /// The regularization loss of the present values, a scalar tensor: `sum(l2 * w² / 2)`.
+    /// The regularization loss of the present values, a scalar tensor: `sum(l2 * w² / 2)` and `sum(l1 * |w|)`.
     pub fn regularization(&self, variables: &Variables) -> Result<Tensor> {
         tch::no_grad(|| {
             let mut sum = Tensor::f_zeros([], (Kind::Float, variables.device()))?;
             if !self.regularize {
                 return Ok(sum);
             }
+            for (i, spec) in variables.specs().iter().enumerate().filter(|(_, s)| s.regularizer.l1() != 0.0) {
+                sum += variables.tensor(i).f_abs()?.f_sum(Kind::Float)? * spec.regularizer.l1();
+            }
             if variables.device() == Device::Cpu {
                 let (tensors, l2): (Vec<&Tensor>, Vec<f64>) =
-                    variables.specs().iter().enumerate().map(|(i, s)| (variables.tensor(i), s.l2)).unzip();
-                return Ok(Tensor::from(shim::l2_loss(&tensors, &l2)? as f32));
+                    variables.specs().iter().enumerate().map(|(i, s)| (variables.tensor(i), s.regularizer.l2())).unzip();
+                return Ok(sum + shim::l2_loss(&tensors, &l2)?);
             }
-            for (i, spec) in variables.specs().iter().enumerate().filter(|(_, s)| s.l2 != 0.0) {
+            for (i, spec) in variables.specs().iter().enumerate().filter(|(_, s)| s.regularizer.l2() != 0.0) {
                 let norm = variables.tensor(i).f_norm()?; // of all elements
-                sum += norm.f_square()? * (spec.l2 / 2.0);
+                sum += norm.f_square()? * (spec.regularizer.l2() / 2.0);
             }
             Ok(sum)
         })
@@ -194,7 +197,11 @@ impl Optimizer {
         let mut grads = Vec::new();
         let mut trained = Vec::new();
         for (i, _) in variables.specs().iter().enumerate().filter(|(_, s)| s.trainable) {
-            if let Some(grad) = shim::take_grad(variables.tensor(i))? {
+            if let Some(mut grad) = shim::take_grad(variables.tensor(i))? {
+                let l1 = variables.specs()[i].regularizer.l1();
+                if self.regularize && l1 != 0.0 {
+                    let _ = grad.f_add_(&(variables.tensor(i).f_detach()?.f_sign()? * l1))?;
+                }
                 grads.push(grad);
                 trained.push(i);
                 if self.states[i].is_none() {
@@ -212,7 +219,7 @@ impl Optimizer {
                 grads: &grads.iter().collect::<Vec<_>>(),
                 slots0: &states.iter().map(|state| &state.slots[0]).collect::<Vec<_>>(),
                 slots1: &states.iter().filter(|_| second).map(|state| &state.slots[1]).collect::<Vec<_>>(),
-                l2: &trained.iter().map(|i| if self.regularize { spec(i).l2 } else { 0.0 }).collect::<Vec<_>>(),
+                l2: &trained.iter().map(|i| if self.regularize { spec(i).regularizer.l2() } else { 0.0 }).collect::<Vec<_>>(),
                 multipliers: &trained
                     .iter()
                     .map(|i| if spec(i).name.ends_with("/biases") { self.bias_multiplier } else { 1.0 })
@@ -320,7 +327,7 @@ impl Optimizer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::graph::{Initializer, Variable, VariableKind};
+    use crate::net::graph::{Initializer, Regularizer, Variable, VariableKind};
 
     /// Applies the rule to one weight for the gradients given; the weight after each.
     fn run(rule: Rule, gradients: &[f64]) -> Vec<f64> {
@@ -375,7 +382,7 @@ mod tests {
             kind: VariableKind::Vector,
             trainable: true,
             initializer: Initializer::Constant(1.0),
-            l2: 1.0,
+            regularizer: Regularizer::L2(1.0),
         }
     }
 
@@ -389,7 +396,7 @@ mod tests {
             let config = crate::config::pipeline::parse(&text, "test").unwrap().train_config.unwrap();
             let mut variables = Variables::new(&specs, 0, Device::Cpu).unwrap();
             Optimizer::from_config(&config, &mut variables).unwrap();
-            variables.specs().iter().filter(|s| s.trainable && s.l2 == 1.0).map(|s| s.name.clone()).collect()
+            variables.specs().iter().filter(|s| s.trainable && s.regularizer.l2() == 1.0).map(|s| s.name.clone()).collect()
         };
         assert_eq!(trained("").len(), 3);
         // From the start of the name, and anywhere in it.
@@ -430,7 +437,8 @@ mod tests {
     }
 
     fn four_variables() -> Variables {
-        let numbers = |name: &str, count: i64, l2: f64| Variable { shape: vec![count], l2, ..variable(name) };
+        let numbers =
+            |name: &str, count: i64, l2: f64| Variable { shape: vec![count], regularizer: Regularizer::L2(l2), ..variable(name) };
         let specs =
             [numbers("a/weights", 2, 0.1), numbers("a/biases", 1, 0.0), numbers("c/weights", 1, 0.0), numbers("unread", 1, 0.0)];
         let mut variables = Variables::new(&specs, 0, Device::Cpu).unwrap();
@@ -488,6 +496,20 @@ mod tests {
                 near(name, mine, theirs);
             }
         }
+    }
+
+    #[test]
+    fn an_l1_regularizer_is_in_the_loss_and_its_sign_in_the_gradient() {
+        let config = train_config(&format!("momentum_optimizer {{ {RATE} }} use_moving_average: false"), "");
+        let spec = Variable { shape: vec![3], regularizer: Regularizer::L1(0.25), ..variable("w") };
+        let mut variables = Variables::new(&[spec], 0, Device::Cpu).unwrap();
+        variables.set_from_tensorflow(0, &[2.0, -1.0, 0.0]).unwrap();
+        let mut optimizer = Optimizer::from_config(&config, &mut variables).unwrap();
+        assert_eq!(optimizer.regularization(&variables).unwrap().double_value(&[]), 0.75);
+        (variables.get("w").unwrap() * 2.0).sum(Kind::Float).backward();
+        optimizer.step(&variables, 0).unwrap();
+        // Gradients 2.25, 1.75 and 2 at a rate of 0.5.
+        assert_eq!(variables.to_tensorflow(0).unwrap(), [0.875, -1.875, -1.0]);
     }
 
     #[test]

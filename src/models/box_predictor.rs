@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::net::graph::{Graph, MovingVariance, NodeId, Op, Padding, Variable, VariableKind, Window};
+use crate::net::graph::{Graph, MovingVariance, NodeId, Op, Padding, Regularizer, Variable, VariableKind, Window};
 use crate::net::hyperparams::{Surroundings, conv_scope};
 use crate::net::layers::{ConvScope, Scope, conv2d, depthwise_conv2d};
 use crate::proto::object_detection::protos as pb;
@@ -47,7 +47,7 @@ impl ConvolutionalBoxPredictor {
         let hyperparams = config.conv_hyperparams.as_ref().unwrap_or(&default);
         Ok(Self {
             num_classes,
-            scope: conv_scope(hyperparams, surroundings, &format!("{field}.conv_hyperparams"))?,
+            scope: conv_scope(hyperparams, surroundings),
             min_depth: config.min_depth().into(),
             max_depth: config.max_depth().into(),
             num_layers: config.num_layers_before_predictor().into(),
@@ -98,7 +98,7 @@ impl ConvolutionalBoxPredictor {
             kind: VariableKind::Vector,
             trainable: true,
             initializer: crate::net::graph::Initializer::Constant(bias),
-            l2: 0.0,
+            regularizer: Regularizer::None,
         });
         let window = Window::square(self.kernel_size, 1, Padding::Same);
         if !self.use_depthwise {

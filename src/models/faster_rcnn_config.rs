@@ -75,7 +75,7 @@ fn layers(hyperparams: Option<&pb::Hyperparams>, op: pb::hyperparams::Op, field:
     if hyperparams.op() != op {
         bail!("{field}.op: {} is not what these layers are; set {}", hyperparams.op().as_str_name(), op.as_str_name());
     }
-    conv_scope(hyperparams, Surroundings { freeze_batch_norm: false, moving: MovingVariance::Unbiased }, field)
+    Ok(conv_scope(hyperparams, Surroundings { freeze_batch_norm: false, moving: MovingVariance::Unbiased }))
 }
 
 fn rpn_layers(config: &pb::FasterRcnn) -> Result<RpnLayers> {

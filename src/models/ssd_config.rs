@@ -47,7 +47,7 @@ pub fn append_feature_extractor(
     let surroundings = Surroundings { freeze_batch_norm: config.freeze_batchnorm(), moving: backbone.moving };
     let settings = SsdSettings {
         depth: Depth { multiplier: extractor.depth_multiplier().into(), min: extractor.min_depth().into() },
-        hyperparams: conv_scope(hyperparams, surroundings, &format!("{field}.conv_hyperparams"))?,
+        hyperparams: conv_scope(hyperparams, surroundings),
         override_base: extractor.override_base_feature_extractor_hyperparams(),
         train_batch_norm: !config.freeze_batchnorm(),
         use_depthwise: extractor.use_depthwise(),

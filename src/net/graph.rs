@@ -38,6 +38,34 @@ pub enum Initializer {
     VarianceScaling { factor: f32, fan: Fan, uniform: bool },
 }
 
+/// What a variable adds to the loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Regularizer {
+    None,
+    /// This times `sum(|w|)`.
+    L1(f64),
+    /// This times `sum(w * w) / 2`.
+    L2(f64),
+}
+
+impl Regularizer {
+    /// The weight of `sum(|w|)`.
+    pub fn l1(self) -> f64 {
+        match self {
+            Regularizer::L1(weight) => weight,
+            Regularizer::None | Regularizer::L2(_) => 0.0,
+        }
+    }
+
+    /// The weight of `sum(w * w) / 2`.
+    pub fn l2(self) -> f64 {
+        match self {
+            Regularizer::L2(weight) => weight,
+            Regularizer::None | Regularizer::L1(_) => 0.0,
+        }
+    }
+}
+
 /// Which side of a layer a variance scaling counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fan {
@@ -59,8 +87,8 @@ pub struct Variable {
     pub trainable: bool,
     /// Its value without a checkpoint.
     pub initializer: Initializer,
-    /// Weight of `sum(w * w) / 2` in the loss.
-    pub l2: f64,
+    /// What it adds to the loss.
+    pub regularizer: Regularizer,
 }
 
 /// How a window that overhangs the map is treated.

@@ -1,8 +1,6 @@
 //! The message `Hyperparams` as a layer scope (upstream builders/hyperparams_builder.py).
 
-use anyhow::{Result, bail};
-
-use super::graph::{Activation, Fan, Initializer, MovingVariance};
+use super::graph::{Activation, Fan, Initializer, MovingVariance, Regularizer};
 use super::layers::{BatchNormParams, ConvScope};
 use crate::proto::object_detection::protos as pb;
 
@@ -16,16 +14,13 @@ pub struct Surroundings {
 }
 
 /// The layer scope that `hyperparams` describes.
-///
-/// # Errors
-/// If the regularizer is not L2; `field` names the message in the error.
-pub fn conv_scope(hyperparams: &pb::Hyperparams, surroundings: Surroundings, field: &str) -> Result<ConvScope> {
+pub fn conv_scope(hyperparams: &pb::Hyperparams, surroundings: Surroundings) -> ConvScope {
     use pb::initializer::InitializerOneof as I;
     use pb::regularizer::RegularizerOneof as R;
-    let l2 = match hyperparams.regularizer.as_ref().and_then(|r| r.regularizer_oneof.as_ref()) {
-        Some(R::L2Regularizer(l2)) => f64::from(l2.weight()),
-        Some(R::L1Regularizer(_)) => bail!("{field}.regularizer: l1_regularizer is not supported; use l2_regularizer"),
-        None => 0.0,
+    let regularizer = match hyperparams.regularizer.as_ref().and_then(|r| r.regularizer_oneof.as_ref()) {
+        Some(R::L2Regularizer(l2)) => Regularizer::L2(l2.weight().into()),
+        Some(R::L1Regularizer(l1)) => Regularizer::L1(l1.weight().into()),
+        None => Regularizer::None,
     };
     let initializer = match hyperparams.initializer.as_ref().and_then(|i| i.initializer_oneof.as_ref()) {
         Some(I::TruncatedNormalInitializer(n)) => Initializer::TruncatedNormal { mean: n.mean(), stddev: n.stddev() },
@@ -56,5 +51,5 @@ pub fn conv_scope(hyperparams: &pb::Hyperparams, surroundings: Surroundings, fie
         pb::hyperparams::Activation::Relu => Some(Activation::Relu),
         pb::hyperparams::Activation::Relu6 => Some(Activation::Relu6),
     };
-    Ok(ConvScope { initializer, l2, batch_norm, activation, trainable: true })
+    ConvScope { initializer, regularizer, batch_norm, activation, trainable: true }
 }

@@ -1,7 +1,8 @@
 //! Layers as TensorFlow's slim library composes them: convolution, then batch norm or bias, then activation, under one scope.
 
 use super::graph::{
-    Activation, BatchNorm, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Variable, VariableId, VariableKind, Window,
+    Activation, BatchNorm, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, Variable, VariableId,
+    VariableKind, Window,
 };
 
 /// A batch norm's settings.
@@ -24,8 +25,8 @@ pub struct BatchNormParams {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ConvScope {
     pub initializer: Initializer,
-    /// Weight of `sum(w * w) / 2` in the loss.
-    pub l2: f64,
+    /// What its weights add to the loss.
+    pub regularizer: Regularizer,
     /// Without it the layer has biases.
     pub batch_norm: Option<BatchNormParams>,
     pub activation: Option<Activation>,
@@ -130,7 +131,7 @@ pub fn declare_weights(graph: &mut Graph, name: String, shape: Vec<i64>, kind: V
         kind,
         trainable: with.trainable,
         initializer: with.initializer,
-        l2: if with.trainable { with.l2 } else { 0.0 },
+        regularizer: if with.trainable { with.regularizer } else { Regularizer::None },
     })
 }
 
@@ -178,6 +179,6 @@ fn vector(graph: &mut Graph, name: String, channels: i64, start: f32, trainable:
         kind: VariableKind::Vector,
         trainable,
         initializer: Initializer::Constant(start),
-        l2: 0.0,
+        regularizer: Regularizer::None,
     })
 }

@@ -216,10 +216,11 @@ fn fan_size(spec: &Variable, fan: Fan) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::graph::Regularizer;
 
     fn spec(kind: VariableKind, shape: &[i64]) -> Variable {
         let initializer = Initializer::TruncatedNormal { mean: 0.0, stddev: 1.0 };
-        Variable { name: "x".into(), shape: shape.to_vec(), kind, trainable: true, initializer, l2: 0.0 }
+        Variable { name: "x".into(), shape: shape.to_vec(), kind, trainable: true, initializer, regularizer: Regularizer::None }
     }
 
     #[test]

@@ -213,7 +213,7 @@ mod tests {
 
     const SCOPE: ConvScope = ConvScope {
         initializer: crate::net::graph::Initializer::Constant(0.0),
-        l2: 0.0,
+        regularizer: crate::net::graph::Regularizer::None,
         batch_norm: Some(BatchNormParams {
             decay: 0.9,
             epsilon: 0.25,
