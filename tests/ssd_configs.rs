@@ -212,6 +212,36 @@ fn a_focal_loss_trains_without_a_miner_from_a_bias_of_rare_objects() {
 }
 
 #[test]
+fn the_embedded_mobilenet_has_five_maps_of_256_pixels() {
+    let extractor = ("type: \"ssd_mobilenet_v1\"", "type: \"embedded_ssd_mobilenet_v1\"");
+    let sides = ("height: 300\n        width: 300", "height: 256\n        width: 256");
+    let all = [extractor, sides, ("num_layers: 6", "num_layers: 5"), ("depth_multiplier: 1.0", "depth_multiplier: 0.125")];
+    let model = ssd(V1, &all);
+    // Maps of 16, 8, 4, 2 and 1 cells a side.
+    assert_eq!(model.anchors().len(), 256 * 3 + (64 + 16 + 4 + 1) * 6);
+    shapes(
+        &model,
+        &[
+            ("MobilenetV1/Conv2d_13_pointwise_1_Conv2d_3_1x1_16/weights", &[1, 1, 64, 16]),
+            ("MobilenetV1/Conv2d_13_pointwise_2_Conv2d_3_3x3_s2_32/weights", &[3, 3, 16, 32]),
+            ("MobilenetV1/Conv2d_13_pointwise_2_Conv2d_4_2x2_s2_32/weights", &[2, 2, 16, 32]),
+        ],
+    );
+    // Its depthwise filters are not regularized, but where the config's settings are the backbone's too.
+    let filters = "MobilenetV1/Conv2d_1_depthwise/depthwise_weights";
+    let overridden = ("min_depth: 16", "min_depth: 16 override_base_feature_extractor_hyperparams: true");
+    let overridden = ssd(V1, &[&all[..], &[overridden]].concat());
+    let weights = [&model, &overridden, &ssd(V1, &[])].map(|model| variable(model, filters).regularizer.l2() as f32);
+    assert_eq!(weights, [0.0, 4e-5, 4e-5]);
+    infer(&model, &start(&model), &picture(&model, 1));
+    learns(V1, &all);
+    for changes in [vec![all[0], all[2]], [&all[..], &[("min_depth: 16", "min_depth: 16 pad_to_multiple: 32")]].concat()] {
+        let refused = format!("{:#}", from_config(&zoo_config(V1, &changes)).err().expect("upstream refuses it"));
+        assert!(refused.contains("model.ssd.feature_extractor") && refused.contains("256 x 256"), "{refused}");
+    }
+}
+
+#[test]
 fn other_input_sizes_have_anchors_for_every_prediction() {
     for name in [V1, V2, INCEPTION] {
         // 96 x 160: maps of 6 x 10, 3 x 5, 2 x 3, then 1 x 2, 1 x 1 and 1 x 1; six anchors a cell, on the

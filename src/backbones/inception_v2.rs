@@ -13,13 +13,14 @@ pub const SSD: SsdBackbone = SsdBackbone {
     moving: MovingVariance::Unbiased,
     // Upstream gives this network the config's settings, and insists that the config says so.
     slim: None,
-    layout: [
+    side: None,
+    layout: &[
         Source::Layer("Mixed_4c"),
         Source::Layer("Mixed_5c"),
-        Source::Extra { channels: 512 },
-        Source::Extra { channels: 256 },
-        Source::Extra { channels: 256 },
-        Source::Extra { channels: 128 },
+        Source::Extra { kernel: 3, channels: 512 },
+        Source::Extra { kernel: 3, channels: 256 },
+        Source::Extra { kernel: 3, channels: 256 },
+        Source::Extra { kernel: 3, channels: 128 },
     ],
     base: |graph, x, base| inception_v2(graph, x, &base.scope, base.depth, &base.with),
 };

@@ -10,15 +10,34 @@ pub const SSD: SsdBackbone = SsdBackbone {
     // Upstream builds these batch norms with fused=False.
     moving: MovingVariance::Biased,
     slim: Some(slim_scope),
-    layout: [
+    side: None,
+    layout: &[
         Source::Layer("Conv2d_11_pointwise"),
         Source::Layer("Conv2d_13_pointwise"),
-        Source::Extra { channels: 512 },
-        Source::Extra { channels: 256 },
-        Source::Extra { channels: 256 },
-        Source::Extra { channels: 128 },
+        Source::Extra { kernel: 3, channels: 512 },
+        Source::Extra { kernel: 3, channels: 256 },
+        Source::Extra { kernel: 3, channels: 256 },
+        Source::Extra { kernel: 3, channels: 128 },
     ],
-    base: mobilenet_v1,
+    base: |graph, x, base| network(graph, x, base, &base.with),
+};
+
+/// The same for small devices: fewer maps, no kernel larger than what it looks at, and slim's own choice not to regularize depthwise filters
+/// (upstream models/embedded_ssd_mobilenet_v1_feature_extractor.py).
+pub const EMBEDDED_SSD: SsdBackbone = SsdBackbone {
+    side: Some(256),
+    layout: &[
+        Source::Layer("Conv2d_11_pointwise"),
+        Source::Layer("Conv2d_13_pointwise"),
+        Source::Extra { kernel: 3, channels: 512 },
+        Source::Extra { kernel: 3, channels: 256 },
+        Source::Extra { kernel: 2, channels: 256 },
+    ],
+    base: |graph, x, base| {
+        let depthwise = if base.overridden { base.with } else { ConvScope { regularizer: Regularizer::None, ..base.with } };
+        network(graph, x, base, &depthwise)
+    },
+    ..SSD
 };
 
 /// One depthwise separable block.
@@ -66,13 +85,15 @@ pub fn slim_scope(train_batch_norm: bool) -> ConvScope {
 }
 
 /// Appends the network to `graph`; returns each block's output as `Conv2d_<i>_pointwise`, `i` from 1 to 13.
-fn mobilenet_v1(graph: &mut Graph, x: NodeId, base: &Base) -> Vec<(String, NodeId)> {
+///
+/// * `depthwise`: the settings of its depthwise layers.
+fn network(graph: &mut Graph, x: NodeId, base: &Base, depthwise: &ConvScope) -> Vec<(String, NodeId)> {
     let Base { depth, with, scope, .. } = base;
     let mut endpoints = Vec::with_capacity(BLOCKS.len());
     let mut y = conv2d(graph, x, &scope.child("Conv2d_0"), depth.of(32), base.window(3, 2), with);
     for (i, block) in BLOCKS.iter().enumerate() {
         let name = format!("Conv2d_{}", i + 1);
-        y = depthwise_conv2d(graph, y, &scope.child(&format!("{name}_depthwise")), base.window(3, block.stride), with);
+        y = depthwise_conv2d(graph, y, &scope.child(&format!("{name}_depthwise")), base.window(3, block.stride), depthwise);
         let pointwise = format!("{name}_pointwise");
         y = conv2d(graph, y, &scope.child(&pointwise), depth.of(block.channels), base.window(1, 1), with);
         endpoints.push((pointwise, y));

@@ -12,13 +12,14 @@ pub const SSD: SsdBackbone = SsdBackbone {
     // Upstream builds these batch norms with fused=False.
     moving: MovingVariance::Biased,
     slim: Some(slim_scope),
-    layout: [
+    side: None,
+    layout: &[
         Source::Layer("layer_15/expansion_output"),
         Source::Layer("layer_19"),
-        Source::Extra { channels: 512 },
-        Source::Extra { channels: 256 },
-        Source::Extra { channels: 256 },
-        Source::Extra { channels: 128 },
+        Source::Extra { kernel: 3, channels: 512 },
+        Source::Extra { kernel: 3, channels: 256 },
+        Source::Extra { kernel: 3, channels: 256 },
+        Source::Extra { kernel: 3, channels: 128 },
     ],
     base: mobilenet_v2,
 };

@@ -1,6 +1,6 @@
 //! The feature extractors of SSD, by their names in a pipeline config (upstream models/ssd_*_feature_extractor.py).
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::depth::Depth;
 use super::ssd_feature_maps::{FeatureMapOptions, multi_resolution_feature_maps};
@@ -11,8 +11,12 @@ use crate::net::layers::{ConvScope, Scope};
 pub use super::ssd_feature_maps::Source;
 
 /// Every backbone that an SSD can have, by `feature_extractor.type`.
-const BACKBONES: [(&str, SsdBackbone); 3] =
-    [("ssd_mobilenet_v1", mobilenet_v1::SSD), ("ssd_mobilenet_v2", mobilenet_v2::SSD), ("ssd_inception_v2", inception_v2::SSD)];
+const BACKBONES: [(&str, SsdBackbone); 4] = [
+    ("ssd_mobilenet_v1", mobilenet_v1::SSD),
+    ("ssd_mobilenet_v2", mobilenet_v2::SSD),
+    ("ssd_inception_v2", inception_v2::SSD),
+    ("embedded_ssd_mobilenet_v1", mobilenet_v1::EMBEDDED_SSD),
+];
 
 /// The names.
 pub const TYPES: &[&str] = &{
@@ -34,8 +38,10 @@ pub struct SsdBackbone {
     pub moving: MovingVariance,
     /// The settings that slim gives its layers, from whether batch norms train; without it they are always the config's.
     pub slim: Option<fn(bool) -> ConvScope>,
-    /// Where the six feature maps come from, finest first.
-    pub layout: [Source; 6],
+    /// Height and width that pictures must have, where they are fixed.
+    pub side: Option<i64>,
+    /// Where the feature maps come from, finest first.
+    pub layout: &'static [Source],
     /// Appends the network and returns its layers by name.
     pub base: fn(&mut Graph, NodeId, &Base) -> Vec<(String, NodeId)>,
 }
@@ -103,7 +109,7 @@ pub fn named(name: &str) -> Result<&'static SsdBackbone> {
 /// * `image`: `[N, 3, H, W]` in [-1, 1]; `size`: its `[H, W]`.
 ///
 /// # Errors
-/// If the layout names a layer that the backbone lacks.
+/// If pictures must have another size, or the layout names a layer that the backbone lacks.
 pub fn append(
     graph: &mut Graph,
     image: NodeId,
@@ -111,6 +117,16 @@ pub fn append(
     backbone: &SsdBackbone,
     settings: &SsdSettings,
 ) -> Result<Vec<NodeId>> {
+    if let Some(side) = backbone.side
+        && (size != [side; 2] || settings.pad_to_multiple > 1)
+    {
+        bail!(
+            "this feature extractor takes pictures of {side} x {side} with a pad_to_multiple of 1, not {} x {} with one of {}",
+            size[0],
+            size[1],
+            settings.pad_to_multiple
+        );
+    }
     let image = pad_to_multiple(graph, image, size, settings.pad_to_multiple.max(1));
     let scope = format!("FeatureExtractor/{}", backbone.scope);
     let own = backbone.slim.filter(|_| !settings.override_base).map(|slim| slim(settings.train_batch_norm));
@@ -124,7 +140,7 @@ pub fn append(
     let endpoints = (backbone.base)(graph, image, &base);
     let options = FeatureMapOptions { use_depthwise: settings.use_depthwise, explicit_padding: settings.explicit_padding };
     let extra = (&settings.depth, options, &settings.hyperparams);
-    multi_resolution_feature_maps(graph, &endpoints, &backbone.layout, &Scope::new(scope), extra)
+    multi_resolution_feature_maps(graph, &endpoints, backbone.layout, &Scope::new(scope), extra)
 }
 
 /// Zeros below and to the right, as upstream's `pad_to_multiple` has them.

@@ -13,14 +13,14 @@ use crate::net::layers::{ConvScope, Scope, conv2d, depthwise_conv2d};
 pub enum Source {
     /// A layer of the backbone.
     Layer(&'static str),
-    /// A 1x1 convolution to half the depth, then a 3x3 one of stride 2, on the map before.
-    Extra { channels: i64 },
+    /// A 1x1 convolution to half the depth, then one of this kernel and stride 2, on the map before.
+    Extra { kernel: i64, channels: i64 },
 }
 
 /// How the extra maps are made.
 #[derive(Debug, Clone, Copy)]
 pub struct FeatureMapOptions {
-    /// A depthwise 3x3 and a 1x1 convolution in place of the full 3x3.
+    /// A depthwise and a 1x1 convolution in place of the full one.
     pub use_depthwise: bool,
     /// Zeros of half a kernel on every side in place of TensorFlow's 'SAME'.
     pub explicit_padding: bool,
@@ -49,14 +49,14 @@ pub fn multi_resolution_feature_maps(
                     format!("the backbone has no layer `{name}`; it has {}", known.join(", "))
                 })?
             }
-            Source::Extra { channels } => {
+            Source::Extra { kernel, channels } => {
                 let before = *maps.last().context("a feature map layout must begin with a layer of the backbone")?;
                 let half = depth.of(channels / 2);
                 let reduce = scope.child(&format!("{base}_1_Conv2d_{i}_1x1_{half}"));
                 let y = conv2d(graph, before, &reduce, half, Window::square(1, 1, Padding::Same), with);
                 let full = depth.of(channels);
-                let name = format!("{base}_2_Conv2d_{i}_3x3_s2_{full}");
-                let shrink = Window::square(3, 2, padding(3, options.explicit_padding));
+                let name = format!("{base}_2_Conv2d_{i}_{kernel}x{kernel}_s2_{full}");
+                let shrink = Window::square(kernel, 2, padding(kernel, options.explicit_padding));
                 if options.use_depthwise {
                     let y = depthwise_conv2d(graph, y, &scope.child(&format!("{name}_depthwise")), shrink, with);
                     conv2d(graph, y, &scope.child(&name), full, Window::square(1, 1, Padding::Same), with)

@@ -54,7 +54,7 @@ pub fn append_feature_extractor(
         explicit_padding: extractor.use_explicit_padding(),
         pad_to_multiple: extractor.pad_to_multiple().into(),
     };
-    backbones::append(graph, image, input_size.map(|side| side as i64), backbone, &settings)
+    backbones::append(graph, image, input_size.map(|side| side as i64), backbone, &settings).with_context(|| field.to_string())
 }
 
 /// Appends the box predictors of all maps.
