@@ -11,10 +11,10 @@ use crate::proto::onnx::{GraphProto, ModelProto};
 /// Source: onnx/docs/Operators.md.
 #[rustfmt::skip]
 const OPERATORS: &[&str] = &[
-    "Add", "And", "AveragePool", "Cast", "Clip", "Concat", "Conv", "Div", "Exp", "Expand", "Floor", "Gather", "GatherND", "Gemm", "Greater",
-    "GreaterOrEqual", "Identity", "If", "Less", "LessOrEqual", "Max", "MaxPool", "Min", "Mul", "NonMaxSuppression", "NonZero", "Not", "Pad",
-    "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "RoiAlign", "Round",
-    "ScatterND", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sub", "Sum", "TopK", "Transpose", "Unsqueeze", "Where",
+    "Abs", "Add", "And", "AveragePool", "Cast", "Clip", "Concat", "Conv", "Div", "Exp", "Expand", "Floor", "Gather", "GatherND", "Gemm",
+    "Greater", "GreaterOrEqual", "Identity", "If", "Less", "LessOrEqual", "MatMul", "Max", "MaxPool", "Min", "Mul", "NonMaxSuppression",
+    "Pad", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "RoiAlign", "Round",
+    "ScatterND", "Shape", "Sigmoid", "Slice", "Softmax", "Sub", "TopK", "Transpose", "Unsqueeze", "Where",
 ];
 
 /// Checks the whole model.

@@ -47,16 +47,17 @@ pub fn onnx(model: &FasterRcnn, variables: &ReadVariable, metadata: &[(&str, Str
     let wanted = [output(graph, "refined_box_encodings")?, output(graph, "class_predictions")?];
     let raw = match classifier.regions {
         Regions::Crops { side } => {
-            let crops = b.within("CropAndResize", |b| {
-                let samples = Samples::new(b, map, &regions, regions.boxes, [side; 2]);
-                samples.crops(b, map) // [N * P, C, side, side]
-            });
+            let crops = b.within("CropAndResize", |b| crop_and_resize(b, map, &regions, [side; 2])); // [N * P, C, side, side]
             write_network(&mut b, graph, crops, &wanted, variables)?
         }
         Regions::PositionSensitive { bins, crop } => {
             let maps = write_network(&mut b, graph, map, &wanted, variables)?;
-            let mut average = |name: &str, maps: Value| b.within(name, |b| position_sensitive(b, maps, &regions, bins, crop));
-            vec![average("PSRoI_locations", maps[0]), average("PSRoI_classes", maps[1])]
+            let shares = b.within("PSRoI", |b| bin_shares(b, maps[0], &regions, bins, crop));
+            let k = classifier.num_classes as i64;
+            let mut average = |name: &str, maps: Value, depth: i64| {
+                b.within(name, |b| position_sensitive(b, maps, shares, [bins[0] * bins[1], depth]))
+            };
+            vec![average("PSRoI_locations", maps[0], k * 4), average("PSRoI_classes", maps[1], k + 1)]
         }
     };
     let found = b.within("SecondStagePostprocessor", |b| classify(b, classifier, &frame, &regions, [raw[0], raw[1]]));
@@ -198,151 +199,157 @@ impl Proposed {
     }
 }
 
-/// Where TensorFlow's `crop_and_resize` samples the regions.
-///
-/// It samples from corner to corner, and is 0 outside of the map; RoiAlign samples the middles of bins, and goes on with the map's edge. So
-/// RoiAlign gets boxes half a step larger on every side, and what TensorFlow has as outside is struck out.
+/// Where TensorFlow's `crop_and_resize` samples one side of the map.
 struct Samples {
-    size: [i64; 2],
-    /// What RoiAlign takes: `[R, 4]`, in cells, x first.
-    regions: Value,
-    /// Which picture each region is of: `[R]`.
-    pictures: Value,
-    /// 1 for a sample on the map, 0 for one outside: `[R, 1, size[0], size[1]]`.
-    share: Value,
+    /// The first, in cells: `[..., 1]`.
+    first: Value,
+    /// From one to the next: `[..., 1]`.
+    step: Value,
+    /// All of them: `[..., count]`.
+    places: Value,
+    /// Which of them lie on the map: `[..., count]`.
+    inside: Value,
 }
 
 impl Samples {
-    /// * `map`: `[N, C, h, w]`. `boxes`: normalized, `[R, 4]`. `size`: samples down and across.
-    fn new(b: &mut Builder, map: Value, regions: &Proposed, boxes: Value, size: [i64; 2]) -> Self {
-        let (mut starts, mut ends, mut inside) = (Vec::new(), Vec::new(), Vec::new());
-        for (i, name, across) in [(0, "y", [-1, 1, size[0], 1]), (1, "x", [-1, 1, 1, size[1]])] {
-            b.within(name, |b| {
-                let cells = side(b, "side", map, 2 + i);
-                let cells = cast(b, "side/ToFloat", cells, DataType::Float);
-                let one = b.float("one", 1.0);
-                let last = b.op("last", "Sub", &[cells, one], &[]); // the last cell's coordinate
-                let (low, high) = (columns(b, "low", boxes, [i, i + 1]), columns(b, "high", boxes, [i + 2, i + 3])); // [R, 1]
-                let count = size[i as usize];
-                let (first, step) = if count > 1 {
-                    let way = b.op("way", "Sub", &[high, low], &[]);
-                    let way = b.op("way_px", "Mul", &[way, last], &[]);
-                    let steps = b.float("steps", (count - 1) as f32);
-                    (b.op("first", "Mul", &[low, last], &[]), b.op("step", "Div", &[way, steps], &[]))
-                } else {
-                    // One sample lies in the middle.
-                    let sum = b.op("sum", "Add", &[low, high], &[]);
-                    let half = b.float("half", 0.5);
-                    let middle = b.op("middle", "Mul", &[half, sum], &[]);
-                    let none = b.float("none", 0.0);
-                    let step = b.op("step", "Mul", &[sum, none], &[]);
-                    (b.op("first", "Mul", &[middle, last], &[]), step)
-                };
-                let numbers: Vec<f32> = (0..count).map(|n| n as f32).collect();
-                let numbers = b.floats("numbers", &[1, count], &numbers);
-                let places = b.op("mul", "Mul", &[numbers, step], &[]);
-                let places = b.op("places", "Add", &[first, places], &[]); // [R, count]
-                let zero = b.float("zero", 0.0);
-                let not_before = b.op("NotBefore", "GreaterOrEqual", &[places, zero], &[]);
-                let not_behind = b.op("NotBehind", "LessOrEqual", &[places, last], &[]);
-                let within = b.op("Inside", "And", &[not_before, not_behind], &[]);
-                inside.push(reshape(b, "Inside/across", within, &across));
-
-                let half = b.float("half", 0.5);
-                let reach = b.op("reach", "Mul", &[step, half], &[]);
-                let start = b.op("start", "Sub", &[first, reach], &[]);
-                // RoiAlign counts from the edge of the first cell, half a cell before its middle.
-                starts.push(b.op("start/edge", "Add", &[start, half], &[]));
-                let all = b.float("count", count as f32);
-                let way = b.op("all", "Mul", &[step, all], &[]);
-                ends.push(b.op("end/edge", "Add", &[starts[i as usize], way], &[]));
-            });
-        }
-        let corners = [starts[1], starts[0], ends[1], ends[0]];
-        let inside = b.op("Inside", "And", &inside, &[]);
-        let share = cast(b, "Inside/ToFloat", inside, DataType::Float);
-        Self { size, regions: concat(b, "regions", &corners, 1), pictures: regions.pictures, share }
-    }
-
-    /// `[N, C, h, w] -> [R, C, size[0], size[1]]`.
-    fn crops(&self, b: &mut Builder, map: Value) -> Value {
-        let crops = align(b, "RoiAlign", map, [self.regions, self.pictures], self.size, 1);
-        // A product, since onnxruntime takes four times as long for Where; and of all, since it copies all to replace a few.
-        b.op("crops", "Mul", &[crops, self.share], &[])
-    }
-
-    /// The mean of each region's samples, as many down as across: `[N, C, h, w] -> [R, C, 1, 1]`.
-    ///
-    /// RoiAlign sums samples without writing them down. Those few regions that have some outside, boxes at the picture's edge where rounding
-    /// takes the last sample past it, are done again one sample at a time.
-    fn means(&self, b: &mut Builder, map: Value) -> Value {
-        let means = align(b, "RoiAlign", map, [self.regions, self.pictures], [1, 1], self.size[0]);
-        let axes = [Attribute::ints("axes", &[1, 2, 3]), Attribute::int("keepdims", 0)];
-        let whole = b.op("Whole", "ReduceMin", &[self.share], &axes); // [R]
-        let whole = cast(b, "Whole/ToBool", whole, DataType::Bool);
-        let cut = b.op("Cut", "Not", &[whole], &[]);
-        let edge = b.op("edge/NonZero", "NonZero", &[cut], &[]); // [1, E]
-        let edge = reshape(b, "edge", edge, &[-1]);
-        let [regions, pictures, share] = [("regions", self.regions), ("pictures", self.pictures), ("share", self.share)]
-            .map(|(name, x)| b.op(&format!("edge/{name}"), "Gather", &[x, edge], &[Attribute::int("axis", 0)]));
-        let again = Self { size: self.size, regions, pictures, share };
-        let crops = b.within("edge", |b| again.crops(b, map)); // [E, C, size[0], size[1]]
-        let again = b.op("edge/Mean", "ReduceMean", &[crops], &[Attribute::ints("axes", &[2, 3])]);
-        let places = reshape(b, "edge/column", edge, &[-1, 1]);
-        b.op("means", "ScatterND", &[means, places, again], &[])
+    /// * `cells`: the map's side, a row of one float. `low`, `high`: of the regions, normalized, `[..., 1]`.
+    fn new(b: &mut Builder, cells: Value, [low, high]: [Value; 2], count: i64) -> Self {
+        let one = b.float("one", 1.0);
+        let last = b.op("last", "Sub", &[cells, one], &[]); // the last cell's coordinate
+        let (first, step) = if count > 1 {
+            let way = b.op("way", "Sub", &[high, low], &[]);
+            let way = b.op("way_px", "Mul", &[way, last], &[]);
+            let steps = b.float("steps", (count - 1) as f32);
+            (b.op("first", "Mul", &[low, last], &[]), b.op("step", "Div", &[way, steps], &[]))
+        } else {
+            // One sample lies in the middle.
+            let sum = b.op("sum", "Add", &[low, high], &[]);
+            let half = b.float("half", 0.5);
+            let middle = b.op("middle", "Mul", &[half, sum], &[]);
+            let none = b.float("none", 0.0);
+            let step = b.op("step", "Mul", &[sum, none], &[]);
+            (b.op("first", "Mul", &[middle, last], &[]), step)
+        };
+        let numbers = numbers(b, "numbers", 0..count);
+        let places = b.op("mul", "Mul", &[numbers, step], &[]);
+        let places = b.op("places", "Add", &[first, places], &[]);
+        let zero = b.float("zero", 0.0);
+        let not_before = b.op("NotBefore", "GreaterOrEqual", &[places, zero], &[]);
+        let not_behind = b.op("NotBehind", "LessOrEqual", &[places, last], &[]);
+        Self { first, step, places, inside: b.op("Inside", "And", &[not_before, not_behind], &[]) }
     }
 }
 
-/// Bilinear samples, the mean of `sampling` times `sampling` for each of `size`: `[N, C, h, w] -> [R, C, size[0], size[1]]`.
+/// Whole numbers as a row of floats.
+fn numbers(b: &mut Builder, name: &str, range: std::ops::Range<i64>) -> Value {
+    let values: Vec<f32> = range.map(|n| n as f32).collect();
+    b.floats(name, &[values.len() as i64], &values)
+}
+
+/// TensorFlow's `crop_and_resize` of every region: `[N, C, h, w] -> [R, C, size[0], size[1]]`.
 ///
-/// * `regions`: the boxes in cells, `[R, 4]`, x first; and whose they are, `[R]`.
-fn align(b: &mut Builder, name: &str, map: Value, regions: [Value; 2], size: [i64; 2], sampling: i64) -> Value {
+/// It samples from corner to corner, and is 0 outside of the map; RoiAlign samples the middles of bins, and goes on with the map's edge. So
+/// RoiAlign gets boxes half a step larger on every side, and what TensorFlow has as outside is struck out.
+fn crop_and_resize(b: &mut Builder, map: Value, regions: &Proposed, size: [i64; 2]) -> Value {
+    let (mut starts, mut ends, mut inside) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, name, across) in [(0, "y", [-1, 1, size[0], 1]), (1, "x", [-1, 1, 1, size[1]])] {
+        b.within(name, |b| {
+            let (cells, count) = (map_side(b, map, i), size[i as usize]);
+            let ends_of = [("low", i), ("high", i + 2)].map(|(name, at)| columns(b, name, regions.boxes, [at, at + 1])); // [R, 1]
+            let samples = Samples::new(b, cells, ends_of, count);
+            inside.push(reshape(b, "Inside/across", samples.inside, &across));
+            let half = b.float("half", 0.5);
+            let reach = b.op("reach", "Mul", &[samples.step, half], &[]);
+            let start = b.op("start", "Sub", &[samples.first, reach], &[]);
+            // RoiAlign counts from the edge of the first cell, half a cell before its middle.
+            let start = b.op("start/edge", "Add", &[start, half], &[]);
+            let all = b.float("count", count as f32);
+            let way = b.op("all", "Mul", &[samples.step, all], &[]);
+            ends.push(b.op("end/edge", "Add", &[start, way], &[]));
+            starts.push(start);
+        });
+    }
+    let boxes = concat(b, "regions", &[starts[1], starts[0], ends[1], ends[0]], 1);
     let attributes = [
         Attribute::text("mode", "avg"),
         Attribute::text("coordinate_transformation_mode", "half_pixel"),
         Attribute::int("output_height", size[0]),
         Attribute::int("output_width", size[1]),
-        Attribute::int("sampling_ratio", sampling),
+        Attribute::int("sampling_ratio", 1),
         Attribute::float("spatial_scale", 1.0),
     ];
-    b.op(name, "RoiAlign", &[map, regions[0], regions[1]], &attributes)
+    let crops = b.op("RoiAlign", "RoiAlign", &[map, boxes, regions.pictures], &attributes);
+    let inside = b.op("Inside", "And", &inside, &[]);
+    let inside = cast(b, "Inside/ToFloat", inside, DataType::Float);
+    // A product, since onnxruntime takes four times as long for Where; and of all, since it copies all to replace a few.
+    b.op("crops", "Mul", &[crops, inside], &[])
+}
+
+/// Height (0) or width (1) of a map `[N, C, h, w]`, a row of one float.
+fn map_side(b: &mut Builder, map: Value, axis: i64) -> Value {
+    let cells = side(b, "side", map, 2 + axis);
+    cast(b, "side/ToFloat", cells, DataType::Float)
+}
+
+/// How much each cell of the map has in the mean of a bin's samples: `[N, bins, h * w, P]`, bins row by row.
+///
+/// Bilinear samples are sums over cells, and a bin's form a grid, so that a cell's share in their mean is its row's times its column's. One
+/// matrix product with these shares then does what `crop_and_resize` and a mean do for each bin, and need not write the samples down.
+///
+/// * `map`: of the height and width in question. `size`: how many samples a region has down and across, in all bins.
+///
+/// Source: upstream utils/ops.py, `position_sensitive_crop_regions`.
+fn bin_shares(b: &mut Builder, map: Value, regions: &Proposed, bins: [i64; 2], size: [i64; 2]) -> Value {
+    let shares = [(0, "y", [2, 4]), (1, "x", [1, 3])].map(|(i, name, other)| {
+        b.within(name, |b| {
+            let (of, count) = (bins[i as usize], size[i as usize] / bins[i as usize]);
+            let [low, high] = [("low", i), ("high", i + 2)].map(|(name, at)| columns(b, name, regions.boxes, [at, at + 1])); // [R, 1]
+            let way = b.op("sides", "Sub", &[high, low], &[]);
+            let divisor = b.float("bins", of as f32);
+            let step = b.op("bin", "Div", &[way, divisor], &[]);
+            let ends_of = [("from", 0), ("to", 1)].map(|(name, first)| {
+                let steps = numbers(b, &format!("{name}/steps"), first..of + first);
+                let by = b.op(&format!("{name}/mul"), "Mul", &[step, steps], &[]);
+                let end = b.op(name, "Add", &[low, by], &[]); // [R, bins]
+                reshape(b, &format!("{name}/column"), end, &[-1, of, 1])
+            });
+            let cells = map_side(b, map, i);
+            let samples = Samples::new(b, cells, ends_of, count); // [R, bins, count]
+            let places = reshape(b, "places/column", samples.places, &[-1, of, count, 1]);
+            let inside = reshape(b, "Inside/column", samples.inside, &[-1, of, count, 1]);
+            let inside = cast(b, "Inside/ToFloat", inside, DataType::Float);
+            let cells = side(b, "cells/count", map, 2 + i);
+            let cells = range(b, "cells", cells);
+            let cells = cast(b, "cells/ToFloat", cells, DataType::Float);
+            let away = b.op("away", "Sub", &[places, cells], &[]); // [R, bins, count, cells]
+            let away = b.op("distance", "Abs", &[away], &[]);
+            let one = b.float("one", 1.0);
+            let near = b.op("near", "Sub", &[one, away], &[]);
+            let near = b.op("share", "Relu", &[near], &[]);
+            let near = b.op("share/inside", "Mul", &[near, inside], &[]);
+            let mean = b.op("Mean", "ReduceMean", &[near], &[Attribute::ints("axes", &[2]), Attribute::int("keepdims", 0)]);
+            let mean = b.op("regions_last", "Transpose", &[mean], &[Attribute::ints("perm", &[1, 2, 0])]);
+            let mean = reshape(b, "by_picture", mean, &[0, 0, -1, regions.max as i64]);
+            let mean = b.op("picture_first", "Transpose", &[mean], &[Attribute::ints("perm", &[2, 0, 1, 3])]); // [N, bins, cells, P]
+            let other = b.ints("other", &[2], &other);
+            b.op("Unsqueeze", "Unsqueeze", &[mean, other], &[])
+        })
+    });
+    let shares = b.op("shares", "Mul", &shares, &[]); // [N, bins, bins, h, w, P]
+    reshape(b, "shares/cells", shares, &[0, bins[0] * bins[1], -1, regions.max as i64])
 }
 
 /// Averages each bin of each region over its own group of maps: `[N, bins * C, h, w] -> [N * P, C]`.
 ///
+/// * `shares`: [`bin_shares`].
+///
 /// Source: upstream utils/ops.py, `position_sensitive_crop_regions` with `global_pool`.
-fn position_sensitive(b: &mut Builder, maps: Value, regions: &Proposed, bins: [i64; 2], size: [i64; 2]) -> Value {
-    let count = bins[0] * bins[1];
-    let groups = b.ops("split", "Split", &[maps], &[Attribute::int("axis", 1)], count as usize);
-    let (low, high) = (columns(b, "low", regions.boxes, [0, 2]), columns(b, "high", regions.boxes, [2, 4]));
-    let sides = b.op("sides", "Sub", &[high, low], &[]);
-    let divisor = b.floats("bins", &[2], &bins.map(|n| n as f32));
-    let step = b.op("step", "Div", &[sides, divisor], &[]);
-    let size = [size[0] / bins[0], size[1] / bins[1]];
-    let bin = |b: &mut Builder, (i, group): (i64, Value)| {
-        let place = [i / bins[1], i % bins[1]].map(|p| p as f32);
-        b.within(&format!("bin_{i}"), |b| {
-            let mut corner = |name: &str, at: [f32; 2]| {
-                let at = b.floats(&format!("{name}/steps"), &[2], &at);
-                let by = b.op(&format!("{name}/mul"), "Mul", &[step, at], &[]);
-                b.op(name, "Add", &[low, by], &[])
-            };
-            let (from, to) = (corner("from", place), corner("to", place.map(|p| p + 1.0)));
-            let boxes = concat(b, "boxes", &[from, to], 1);
-            let samples = Samples::new(b, group, regions, boxes, size);
-            if size[0] == size[1] {
-                return samples.means(b, group);
-            }
-            // RoiAlign has one number of samples for both ways.
-            let crops = samples.crops(b, group);
-            b.op("Mean", "ReduceMean", &[crops], &[Attribute::ints("axes", &[2, 3])])
-        })
-    };
-    let parts: Vec<Value> = (0i64..).zip(groups).map(|group| bin(b, group)).collect();
-    let sum = b.op("sum", "Sum", &parts, &[]);
-    let count = b.float("count", count as f32);
-    let mean = b.op("div", "Div", &[sum, count], &[]); // [N * P, C, 1, 1]
-    b.op("Mean", "ReduceMean", &[mean], &[Attribute::ints("axes", &[2, 3]), Attribute::int("keepdims", 0)])
+fn position_sensitive(b: &mut Builder, maps: Value, shares: Value, [bins, depth]: [i64; 2]) -> Value {
+    let maps = reshape(b, "groups", maps, &[0, bins, depth, -1]); // [N, bins, C, h * w]
+    let means = b.op("MatMul", "MatMul", &[maps, shares], &[]); // [N, bins, C, P]
+    let mean = b.op("Mean", "ReduceMean", &[means], &[Attribute::ints("axes", &[1]), Attribute::int("keepdims", 0)]);
+    let mean = b.op("transpose", "Transpose", &[mean], &[Attribute::ints("perm", &[0, 2, 1])]); // [N, P, C]
+    reshape(b, "rows", mean, &[-1, depth])
 }
 
 /// Decodes, scores and selects.
