@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
+use super::position_sensitive::BinShares;
 use super::post_processing::{ScoreConverter, host_values};
 use super::rpn::{Proposals, window_px};
 use crate::detection::box_coder::BoxCoder;
@@ -208,8 +209,11 @@ impl BoxClassifier {
             }
             Regions::PositionSensitive { bins, crop } => {
                 let outputs = run(map)?;
-                let pooled = |name: &str| position_sensitive(&outputs[name], regions, bins, crop);
-                self.classified(pooled(BOXES)?, pooled(CLASSES)?)
+                let maps = &outputs[BOXES];
+                let (_, _, h, w) = maps.size4()?;
+                let samples = [crop[0] / bins[0], crop[1] / bins[1]];
+                let shares = BinShares::new(&regions.boxes, &regions.ranges(), [bins, samples, [h, w]], maps.device())?;
+                self.classified(shares.means(maps)?, shares.means(&outputs[CLASSES])?)
             }
         }
     }
@@ -341,32 +345,4 @@ impl BoxClassifier {
             })
             .collect())
     }
-}
-
-/// Averages each bin of each region over its own group of maps: `[N, bins * columns, h, w] -> [R, columns]`.
-///
-/// Source: upstream utils/ops.py, `position_sensitive_crop_regions` with `global_pool`.
-fn position_sensitive(maps: &Tensor, regions: &Regioned, bins: [i64; 2], crop: [i64; 2]) -> Result<Tensor> {
-    let groups = maps.f_chunk(bins[0] * bins[1], 1)?;
-    let pictures = regions.pictures();
-    let size = [crop[0] / bins[0], crop[1] / bins[1]];
-    let mut sum: Option<Tensor> = None;
-    for (i, group) in groups.iter().enumerate() {
-        let (y, x) = ((i as i64 / bins[1]) as f32, (i as i64 % bins[1]) as f32);
-        let boxes: Vec<BBox> = regions
-            .boxes
-            .iter()
-            .map(|b| {
-                let (dy, dx) = ((b[2] - b[0]) / bins[0] as f32, (b[3] - b[1]) / bins[1] as f32);
-                [b[0] + y * dy, b[1] + x * dx, b[0] + (y + 1.0) * dy, b[1] + (x + 1.0) * dx]
-            })
-            .collect();
-        let bin = crop_and_resize(group, &boxes, &pictures, size)?; // [R, columns, size]
-        sum = Some(match sum {
-            None => bin,
-            Some(sum) => sum + bin,
-        });
-    }
-    let sum = sum.ok_or_else(|| anyhow::anyhow!("a position-sensitive map needs at least one bin"))?;
-    Ok((sum / (bins[0] * bins[1]) as f64).f_mean_dim([2i64, 3].as_slice(), false, Kind::Float)?)
 }

@@ -15,6 +15,7 @@ pub mod box_classifier;
 pub mod box_predictor;
 pub mod faster_rcnn;
 mod faster_rcnn_config;
+mod position_sensitive;
 pub mod post_processing;
 pub mod rpn;
 pub mod ssd;
