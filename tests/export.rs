@@ -383,9 +383,10 @@ fn a_folder_of_other_things_is_not_replaced() {
     assert_eq!(names(&empty), FILES);
 }
 
-/// `odh export` with these arguments in a working folder.
+/// `odh export` with these arguments in a working folder, on a machine without onnxruntime's library, whatever this one has.
 fn odh_export(folder: &Path, args: &[&str]) -> assert_cmd::assert::Assert {
-    assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("odh")).current_dir(folder).arg("export").args(args).assert()
+    let mut command = assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("odh"));
+    command.current_dir(folder).env("ORT_DYLIB_PATH", "nowhere/libonnxruntime.so").arg("export").args(args).assert()
 }
 
 /// A train folder with a checkpoint, its config and label map.

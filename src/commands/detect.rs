@@ -14,10 +14,11 @@ use crate::data::draw::Annotation;
 use crate::data::inputs::{self, Input};
 use crate::engine::detect::{DetectOptions, DetectSummary, PictureDetector, detect_all};
 use crate::engine::device;
-use crate::engine::exported::ExportedDetector;
+use crate::engine::exported::{ExportedDetector, ExportedOptions};
 use crate::engine::loaded::{self, ModelDetector};
 use crate::engine::model_files::{self, ModelSource, Search};
-use crate::runtime::torchscript;
+use crate::runtime::file_kind::{self, Kind};
+use crate::runtime::onnx::LibrarySearch;
 use crate::{exit, interrupt, logging, outln};
 
 const EXAMPLE: &str = "\
@@ -27,6 +28,10 @@ Examples:
   odh detect photo.jpg -m ssd_mobilenet_v1_coco           # your training of it, or else the zoo's (COCO's classes)
   odh detect photo.jpg --checkpoint train_dir/MODEL/model.ckpt-2000
   odh detect photo.jpg -m model.torchscript.pt            # an exported file, which needs nothing beside it
+  odh detect photo.jpg -m model.onnx                      # the same in onnxruntime, if its library is found
+
+onnxruntime's library is looked for beside odh, where the system has its libraries, and in the Python that python3 or $ODH_PYTHON names
+(`pip install onnxruntime`), unless --onnxruntime or $ORT_DYLIB_PATH names it; 1.17 or later will do. ONNX files run on the CPU.
 
 Annotated pictures go into --output_dir under their own names (and the names of the folders below the one given), with
 detections.json and detections.csv, which also have weaker detections, down to a score of 0.2. Pictures are looked at as
@@ -40,8 +45,8 @@ pub struct Args {
     /// Pictures, folders or globs
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// A model's folder, its name (zoo folder, name in the table, unique prefix), or an exported TorchScript file [default: the only
-    /// model there is]
+    /// A model's folder, its name (zoo folder, name in the table, unique prefix), or an exported TorchScript or ONNX file [default: the
+    /// only model there is]
     #[arg(short = 'm', long = "model", value_name = "MODEL")]
     model: Option<String>,
     /// Checkpoint to use in place of the latest (PREFIX of PREFIX.index); pipeline.config is beside it
@@ -65,6 +70,9 @@ pub struct Args {
     /// auto, cpu, cuda or cuda:N
     #[arg(long = "device", value_name = "DEVICE", default_value = "auto")]
     device: String,
+    /// onnxruntime's library, or the folder that has it, to run an ONNX file with [default: $ORT_DYLIB_PATH, or found]
+    #[arg(long = "onnxruntime", value_name = "PATH")]
+    onnxruntime: Option<PathBuf>,
     /// Folder of pretrained models
     #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = "./model_zoo")]
     model_zoo_dir: PathBuf,
@@ -102,10 +110,8 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Finds and loads the model.
 fn load(args: &Args) -> Result<Box<dyn PictureDetector>> {
-    if let Some(file) = args.model.as_deref().filter(|typed| torchscript::is_file_name(typed)) {
-        let label_map = args.label_file.as_deref().map(LabelMap::load).transpose()?;
-        let device = device::choose(&args.device)?;
-        return Ok(Box::new(ExportedDetector::open(Path::new(file), label_map, device)?));
+    if let Some(file) = args.model.as_deref().filter(|typed| file_kind::is_file_name(typed)) {
+        return Ok(Box::new(load_file(args, Path::new(file))?));
     }
     let (export, train) = (args.export_dir.clone(), args.train_dir.clone());
     // A folder that is named is meant: the other's default is then not looked in.
@@ -131,6 +137,21 @@ fn load(args: &Args) -> Result<Box<dyn PictureDetector>> {
     let device = device::choose(&args.device)?;
     let loaded = loaded::load(&config, &prefix, device)?;
     Ok(Box::new(ModelDetector::new(&loaded, label_map)?))
+}
+
+/// Loads an exported file.
+fn load_file(args: &Args, file: &Path) -> Result<ExportedDetector> {
+    let label_map = args.label_file.as_deref().map(LabelMap::load).transpose()?;
+    let on_cpu = ["auto", "cpu"].iter().any(|name| args.device.eq_ignore_ascii_case(name));
+    if file_kind::of(file)? == Kind::Onnx && !on_cpu {
+        return Err(exit::usage(format!(
+            "--device `{}`: odh runs ONNX files on the CPU; model.torchscript.pt runs on a GPU",
+            args.device
+        )));
+    }
+    let device = device::choose(&args.device)?;
+    let onnxruntime = LibrarySearch::new(args.onnxruntime.clone(), None);
+    ExportedDetector::open(file, ExportedOptions { label_map, device, onnxruntime: &onnxruntime })
 }
 
 fn progress(pictures: usize) -> ProgressBar {

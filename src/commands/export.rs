@@ -15,6 +15,8 @@ use crate::engine::checkpoint;
 use crate::engine::model_files::{self, ModelFiles, ModelSource, Search};
 use crate::export::folder::{self, ExportInput, Exported, Format, Verify};
 use crate::proto::object_detection::protos as pb;
+use crate::runtime::onnx::LibrarySearch;
+use crate::runtime::onnxruntime;
 use crate::{exit, interrupt, outln};
 
 const EXAMPLE: &str = "\
@@ -73,9 +75,12 @@ pub struct Args {
     /// Largest difference in a score, or in a box as a share of the picture's side, that is no drift
     #[arg(long = "tolerance", value_name = "SHARE", default_value = "1e-4", requires = "verify", value_parser = tolerance)]
     tolerance: f32,
-    /// Python that has TensorFlow or onnxruntime, to verify their files with [default: python3, or $ODH_PYTHON]
+    /// Python that has TensorFlow or onnxruntime, to verify their files with [default: $ODH_PYTHON, or python3]
     #[arg(long = "python", value_name = "PROGRAM", requires = "verify")]
     python: Option<PathBuf>,
+    /// onnxruntime's library, or the folder that has it, to verify model.onnx with [default: $ORT_DYLIB_PATH, or found]
+    #[arg(long = "onnxruntime", value_name = "PATH", requires = "verify")]
+    onnxruntime: Option<PathBuf>,
     /// Folder of pretrained models
     #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = "./model_zoo")]
     model_zoo_dir: PathBuf,
@@ -89,6 +94,11 @@ pub struct Args {
 /// # Errors
 /// If no model is found or several are, its files do not fit together, or the export cannot be written.
 pub fn run(args: Args) -> Result<()> {
+    let runtimes = LibrarySearch::new(args.onnxruntime.clone(), args.python.clone());
+    if runtimes.library.is_some() {
+        // What was typed is wrong now, not after minutes.
+        onnxruntime::load(&runtimes)?;
+    }
     let chosen = choose(&args)?;
     // Not before: a download that Ctrl-C cuts short is gone on with, and needs no saving.
     interrupt::watch();
@@ -114,7 +124,7 @@ pub fn run(args: Args) -> Result<()> {
         pictures: args.verify_pictures,
         count: args.verify_count,
         tolerance: args.tolerance,
-        python: args.python.or_else(|| std::env::var_os("ODH_PYTHON").map(PathBuf::from)).unwrap_or_else(|| "python3".into()),
+        runtimes,
     };
     let exported = write(&input, Some(&mut |folder| verify::verify(&input, &options, folder)))?;
     let Some(parity) = exported.parity else { bail!("nothing was verified; this is a bug in odh") };

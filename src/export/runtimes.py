@@ -24,7 +24,7 @@ def session():
         import onnxruntime
 
         loaded = onnxruntime.InferenceSession(PATH, providers=["CPUExecutionProvider"])
-        return "onnxruntime " + onnxruntime.__version__, lambda x: loaded.run(OUTPUTS, {"image_tensor": x})
+        return "onnxruntime %s (Python)" % onnxruntime.__version__, lambda x: loaded.run(OUTPUTS, {"image_tensor": x})
     import tensorflow as tf
 
     name = "TensorFlow " + tf.__version__

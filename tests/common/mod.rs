@@ -26,9 +26,15 @@ pub fn shared(name: &str) -> Option<PathBuf> {
         "{test}: needs {}, which is not there",
         path.display()
     );
-    // Not eprintln!, which the test harness keeps to itself when the test passes.
-    let _ = writeln!(std::io::stderr(), "skipped: {test}: {} is not there", path.display());
+    say(&format!("skipped: {test}: {} is not there", path.display()));
     None
+}
+
+/// One line on stderr that is seen though the test passes, when the harness keeps eprintln!'s to itself.
+#[allow(dead_code)]
+pub fn say(line: &str) {
+    let mut stderr = std::io::stderr();
+    let _ = writeln!(stderr, "{line}");
 }
 
 /// Runs `draw` with libtorch's generator started at `seed`. The generator is the process's, and tests run beside

@@ -13,14 +13,15 @@ use crate::data::loader::{LoaderOptions, OnePass};
 use crate::detection::boxes::Detections;
 use crate::engine::detect::PictureDetector;
 use crate::engine::eval;
-use crate::engine::exported::ExportedDetector;
+use crate::engine::exported::{ExportedDetector, ExportedOptions};
 use crate::engine::loaded::{self, LoadedModel, ModelDetector};
 use crate::export::folder::{ExportInput, Format};
 use crate::export::parity::{Difference, FormatParity, MIN_SCORE, Outcome, Parity, Run};
 use crate::export::runtimes::{Attempt, Found, Pictures, run_in_python};
 use crate::metrics::matching::{PictureDetections, PictureGroundtruth};
 use crate::metrics::pascal::PascalEvaluator;
-use crate::net::shim;
+use crate::runtime::onnx::LibrarySearch;
+use crate::runtime::onnxruntime;
 use crate::{exit, interrupt, outln};
 
 /// What to verify with.
@@ -32,8 +33,8 @@ pub struct Options {
     /// At most so many; 0 for all.
     pub count: usize,
     pub tolerance: f32,
-    /// Has TensorFlow and onnxruntime, or one, or neither.
-    pub python: PathBuf,
+    /// Where onnxruntime's library is looked for, and the Python that has TensorFlow and onnxruntime, or one, or neither.
+    pub runtimes: LibrarySearch,
 }
 
 /// Pictures, and what odh finds on them.
@@ -75,26 +76,31 @@ pub fn verify(input: &ExportInput, options: &Options, folder: &Path) -> Result<P
 }
 
 fn attempt(format: Format, file: &Path, reference: &Reference, options: &Options) -> Result<Attempt> {
+    let in_python = || run_in_python(&options.runtimes.python, format, file, &reference.pictures);
     let attempt = match format {
-        Format::TorchScript => run_here(file, &reference.pictures)?,
-        Format::FrozenGraph | Format::SavedModel | Format::Onnx => {
-            run_in_python(&options.python, format, file, &reference.pictures)?
-        }
+        Format::TorchScript => run_here(file, reference, options)?,
+        Format::Onnx => match onnxruntime::load(&options.runtimes) {
+            Ok(_) => run_here(file, reference, options)?,
+            Err(missing) => match in_python()? {
+                Attempt::Unavailable(reason) => Attempt::Unavailable(format!("{missing:#}; {reason}")),
+                attempt => attempt,
+            },
+        },
+        Format::FrozenGraph | Format::SavedModel => in_python()?,
     };
     // Ctrl-C is no failure of the file's.
     stop_if_asked()?;
     Ok(attempt)
 }
 
-/// Runs a TorchScript file on libtorch, as `odh detect --model FILE` does.
-fn run_here(file: &Path, pictures: &Pictures) -> Result<Attempt> {
-    let ran = ExportedDetector::open(file, None, Device::Cpu).and_then(|mut detector| detect(&mut detector, pictures));
-    Ok(match ran {
-        Ok((detections, seconds)) => {
-            Attempt::Ran(Found { runtime: format!("libtorch {}", shim::libtorch_version()?), detections, seconds })
-        }
-        Err(error) => Attempt::Failed(format!("{error:#}")),
-    })
+/// Runs a TorchScript or an ONNX file in this process, as `odh detect --model FILE` does.
+fn run_here(file: &Path, reference: &Reference, options: &Options) -> Result<Attempt> {
+    let how = ExportedOptions { label_map: None, device: Device::Cpu, onnxruntime: &options.runtimes };
+    let ran = ExportedDetector::open(file, how).and_then(|mut detector| {
+        let (detections, seconds) = detect(&mut detector, &reference.pictures)?;
+        Ok(Found { runtime: detector.runtime()?, detections, seconds })
+    });
+    Ok(ran.map_or_else(|error| Attempt::Failed(format!("{error:#}")), Attempt::Ran))
 }
 
 impl Reference {
@@ -208,7 +214,7 @@ pub fn report(parity: &Parity) {
         map(parity.map_at_50)
     );
     outln!(
-        "  {:13} {:20} {:>10} {:>8} {:>9} {:>9} {:>8} {:>10}",
+        "  {:13} {:27} {:>10} {:>8} {:>9} {:>9} {:>8} {:>10}",
         "format",
         "run by",
         "detections",
@@ -231,7 +237,7 @@ pub fn report(parity: &Parity) {
             Outcome::Ran(run) => {
                 let Difference { score, bbox, detections, unpaired } = run.difference;
                 outln!(
-                    "  {format:13} {:20} {detections:10} {unpaired:8} {score:9.1e} {bbox:9.1e} {:>8} {:10.3}{}",
+                    "  {format:13} {:27} {detections:10} {unpaired:8} {score:9.1e} {bbox:9.1e} {:>8} {:10.3}{}",
                     run.runtime,
                     map(run.map_at_50),
                     run.seconds_per_picture,

@@ -1,4 +1,5 @@
-//! model.torchscript.pt: what the file finds is what the model finds, whatever the picture's size; and `odh detect --model FILE`.
+//! model.torchscript.pt and, where onnxruntime's library is found, model.onnx: what a file finds is what the model finds, whatever the
+//! picture's size; and `odh detect --model FILE`.
 
 mod common;
 #[allow(dead_code)]
@@ -7,6 +8,7 @@ mod reference;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use assert_cmd::Command;
 use common::zoo_config;
@@ -17,13 +19,16 @@ use odh::data::image::{Format, RgbImage};
 use odh::data::resize::{Resizer, resize_bilinear};
 use odh::detection::boxes::Detections;
 use odh::export::detector::Detector;
-use odh::export::folder::{self, ExportInput, TORCHSCRIPT};
+use odh::export::folder::{self, ExportInput, ONNX, TORCHSCRIPT};
 use odh::formats::tensor_bundle::{self, TensorData};
 use odh::models::Frozen;
 use odh::net::shim;
 use odh::net::variables::Variables;
 use odh::proto::object_detection::protos as pb;
+use odh::runtime::onnx::{LibrarySearch, OnnxModel};
+use odh::runtime::onnxruntime;
 use odh::runtime::torchscript::TorchScriptModel;
+use prost::Message;
 use tch::{Device, IValue, Kind, Tensor};
 
 /// Of scores and of normalized box sides.
@@ -63,11 +68,22 @@ fn fixed(model: &mut pb::FasterRcnn, height: i32, width: i32) {
     model.image_resizer.as_mut().unwrap().image_resizer_oneof = Some(R::FixedShapeResizer(size));
 }
 
-/// A model in memory, and as the file that it is exported to.
+/// Whether ONNX files can be run on this machine; if not, it is said once.
+fn has_onnxruntime() -> bool {
+    static SAID: Once = Once::new();
+    let loaded = onnxruntime::load(&LibrarySearch::new(None, None));
+    if let Err(missing) = &loaded {
+        SAID.call_once(|| common::say(&format!("ONNX files are not run: {missing:#}")));
+    }
+    loaded.is_ok()
+}
+
+/// A model in memory, and as the files that it is exported to.
 struct Both {
     frozen: Box<dyn Frozen>,
     resizer: Resizer,
     file: TorchScriptModel,
+    onnx: Option<OnnxModel>,
 }
 
 impl Both {
@@ -84,7 +100,14 @@ impl Both {
         script.write(&mut std::fs::File::create(&path).unwrap()).unwrap();
         odh::export::torchscript::check::check(&path, &script).unwrap();
         let file = TorchScriptModel::open(&path, Device::Cpu).unwrap();
-        Self { frozen: detector.model().freeze(&variables).unwrap(), resizer: detector.model().resizer(), file }
+        let onnx = has_onnxruntime().then(|| {
+            let path = folder.path().join(ONNX);
+            let classes = r#"[{"id": 1, "name": "a"}]"#.to_string();
+            let model = detector.onnx(&read, &[("odh_version", "0".to_string()), ("classes", classes)]).unwrap();
+            fs::write(&path, model.encode_to_vec()).unwrap();
+            OnnxModel::open(&path, &LibrarySearch::new(None, None)).unwrap()
+        });
+        Self { frozen: detector.model().freeze(&variables).unwrap(), resizer: detector.model().resizer(), file, onnx }
     }
 
     /// As `odh detect` has it.
@@ -95,12 +118,17 @@ impl Both {
         self.frozen.detect(&images).unwrap().remove(0)
     }
 
-    fn compare(&self, what: &str, size: [usize; 2]) {
+    fn compare(&mut self, what: &str, size: [usize; 2]) {
         let picture = noise(size, 1);
         let expected = self.expected(&picture, size);
         let found = self.file.detect(&tensor(&picture, size)).unwrap();
         assert_eq!(found.len(), 1, "{what}");
         assert_same(&format!("{what} {size:?}"), &expected, &found[0]);
+        if let Some(onnx) = &mut self.onnx {
+            let [height, width] = size;
+            let found = onnx.detect(&RgbImage { width, height, data: picture }).unwrap();
+            assert_same(&format!("{what} {size:?} in onnxruntime"), &expected, &found);
+        }
     }
 }
 
@@ -140,7 +168,7 @@ const SIZES: [[usize; 2]; 5] = [[1, 1], [300, 300], [40, 640], [320, 20], [96, 1
 #[test]
 fn an_ssds_file_finds_what_the_model_finds_in_pictures_of_any_size() {
     for name in ["ssd_mobilenet_v1_coco", "ssd_mobilenet_v2_coco", "ssd_inception_v2_coco"] {
-        let both = Both::new(&ssd(name));
+        let mut both = Both::new(&ssd(name));
         SIZES.iter().for_each(|&size| both.compare(name, size));
     }
 }
@@ -165,9 +193,9 @@ fn a_batch_finds_what_each_picture_finds_alone() {
 #[test]
 fn a_faster_rcnns_file_finds_what_the_model_finds_in_pictures_of_any_size() {
     let name = "faster_rcnn_inception_v2_coco";
-    let both = Both::new(&two_stages(name, |_| {}));
+    let mut both = Both::new(&two_stages(name, |_| {}));
     SIZES.iter().for_each(|&size| both.compare(name, size));
-    let both = Both::new(&two_stages(name, |m| fixed(m, 70, 90)));
+    let mut both = Both::new(&two_stages(name, |m| fixed(m, 70, 90)));
     SIZES[1..3].iter().for_each(|&size| both.compare("a fixed size", size));
     // ResNet's paddings and its second stage; without pooling of the crops.
     let changed = two_stages("faster_rcnn_resnet50_coco", |m| {
@@ -194,7 +222,7 @@ fn an_rfcns_file_finds_what_the_model_finds_in_pictures_of_any_size() {
             m.second_stage_box_predictor.as_mut().unwrap().box_predictor_oneof = Some(P::RfcnBoxPredictor(predictor));
         })
     };
-    let both = Both::new(&rfcn([3, 3], [18, 18]));
+    let mut both = Both::new(&rfcn([3, 3], [18, 18]));
     SIZES.iter().for_each(|&size| both.compare("R-FCN", size));
     // One sample a bin lies in its middle.
     Both::new(&rfcn([2, 3], [8, 3])).compare("R-FCN of other bins", [200, 300]);
@@ -228,7 +256,7 @@ fn the_large_backbones_files_find_what_the_models_find() {
     for name in
         ["faster_rcnn_resnet101_coco", "rfcn_resnet101_coco", "faster_rcnn_inception_resnet_v2_atrous_coco", "faster_rcnn_nas"]
     {
-        let both = Both::new(&two_stages(name, |m| resized(m, 96, 200)));
+        let mut both = Both::new(&two_stages(name, |m| resized(m, 96, 200)));
         [[301, 300], [40, 640]].iter().for_each(|&size| both.compare(name, size));
     }
 }
@@ -290,9 +318,26 @@ fn the_command_takes_the_file_alone_and_finds_the_same() {
         detections(&folder.join(output))
     };
     let expected = with("모델", "by_name");
-    let alone = folder.join("elsewhere.pt");
-    fs::copy(export.join(TORCHSCRIPT), &alone).unwrap();
-    let found = with("elsewhere.pt", "by_file");
+    let mut files = vec![(TORCHSCRIPT, "elsewhere.pt")];
+    if has_onnxruntime() {
+        files.push((ONNX, "elsewhere.onnx"));
+    }
+    for (file, alone) in files {
+        fs::copy(export.join(file), folder.join(alone)).unwrap();
+        let output = format!("by {alone}");
+        same_detections(&expected, &with(alone, &output), &folder.join(output));
+        // Other names for the classes.
+        fs::write(folder.join("map.pbtxt"), "item { id: 3 name: 'fox' }").unwrap();
+        let words = ["photos/a.png", "-m", alone, "-l", "map.pbtxt", "--output_dir", "named", "--min_score", "0.1"];
+        let (code, said) = detect(folder, &words);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(detections(&folder.join("named"))["a.png"].to_string().contains("fox"));
+    }
+}
+
+/// Every picture's detections are the same in two detections.json, and written beside the second.
+#[track_caller]
+fn same_detections(expected: &serde_json::Value, found: &serde_json::Value, folder: &Path) {
     let (mut rows, mut korean) = (0, 0);
     for (name, expected) in expected.as_object().unwrap() {
         let both = [expected, &found[name]].map(|picture| {
@@ -308,16 +353,10 @@ fn the_command_takes_the_file_alone_and_finds_the_same() {
         });
         assert_same(name, &both[0], &both[1]);
         rows += both[0].scores.len();
-        assert!(folder.join("by_file").join(name).is_file());
+        assert!(folder.join(name).is_file());
     }
     assert!(korean > 0, "no detection of a class with another display name");
-    assert_eq!(fs::read_to_string(folder.join("by_file/detections.csv")).unwrap().lines().count(), rows + 1);
-    // Other names for the classes.
-    fs::write(folder.join("map.pbtxt"), "item { id: 3 name: 'fox' }").unwrap();
-    let (code, said) =
-        detect(folder, &["photos/a.png", "-m", "elsewhere.pt", "-l", "map.pbtxt", "--output_dir", "named", "--min_score", "0.1"]);
-    assert_eq!(code, Some(0), "{said}");
-    assert!(detections(&folder.join("named"))["a.png"].to_string().contains("fox"));
+    assert_eq!(fs::read_to_string(folder.join("detections.csv")).unwrap().lines().count(), rows + 1);
 }
 
 #[test]
@@ -333,7 +372,6 @@ fn a_file_that_cannot_be_run_is_named_with_what_can_be_run_instead() {
         assert!(!said.contains("panicked") && !said.contains("RUST_BACKTRACE"), "{said}");
     };
     fails("export_dir/모델/frozen_inference_graph.pb", &["TensorFlow runs", TORCHSCRIPT]);
-    fails("export_dir/모델/model.onnx", &["onnxruntime runs", TORCHSCRIPT]);
     fails("gone.pt", &["`gone.pt`", "not there"]);
     let good = fs::read(export.join(TORCHSCRIPT)).unwrap();
     for keep in [4, 100, good.len() / 2, good.len() - 10] {
