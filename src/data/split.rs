@@ -58,10 +58,14 @@ pub fn parse_rate(text: &str) -> Result<f64, String> {
     Err(wrong())
 }
 
-/// Being on one side only costs this much to a class that could be on both: more than any ratio.
-const MISSING: f64 = 1e9;
+/// Being on one side only costs this much to a class of several units: more than all that follows.
+const ONE_SIDED: f64 = 1e10;
+/// A class that nothing trains cannot be learned; one that is not validated can at least be used. More than any ratio.
+const UNTRAINED: f64 = 1e8;
 /// Boxes count this much beside pictures, which cannot be cut.
 const BOXES: f64 = 0.1;
+/// Up to this many units every split is looked at.
+const FEW: usize = 18;
 /// Below this many units every trade is tried; above, a random choice of them.
 const SMALL: usize = 500;
 /// Steps of the walk, at most.
@@ -74,7 +78,12 @@ const NOISE: f64 = 0.2;
 /// A class that is in two or more units is on both sides wherever that is possible; one in a single unit trains.
 pub fn split(units: &[Unit], rate: f64, seed: u64) -> Vec<Side> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let restarts = (20_000 / units.len().max(1)).clamp(1, 12);
+    if units.len() <= FEW {
+        return best_of_all(Search::new(units, rate), &mut rng);
+    }
+    // Of a start's time, in small sets the square of their size.
+    let count = units.len();
+    let restarts = (20_000 / count).clamp(1, 12).max((3_000_000 / (count * count)).min(100));
     let mut best: Option<(f64, Vec<Side>)> = None;
     for _ in 0..restarts {
         let mut search = Search::new(units, rate);
@@ -85,6 +94,26 @@ pub fn split(units: &[Unit], rate: f64, seed: u64) -> Vec<Side> {
         }
     }
     best.map(|(_, sides)| sides).unwrap_or_default()
+}
+
+/// The best split of few units, of equals one at random.
+fn best_of_all(mut search: Search, rng: &mut ChaCha8Rng) -> Vec<Side> {
+    let (mut least, mut best, mut equals) = (search.cost(), search.sides.clone(), 1);
+    // In the order of the reflected binary code, where each split differs from the one before it in one unit.
+    for i in 1..1_usize << search.sides.len() {
+        search.turn(i.trailing_zeros() as usize);
+        let cost = search.cost();
+        if cost < least - 1e-9 {
+            (least, equals) = (cost, 0);
+        } else if cost > least + 1e-9 {
+            continue;
+        }
+        equals += 1;
+        if rng.random_range(0..equals) == 0 {
+            best.clone_from(&search.sides);
+        }
+    }
+    best
 }
 
 /// One thing that is counted on both sides: all pictures, pictures without objects, a class's pictures, a class's boxes.
@@ -99,9 +128,9 @@ struct Count {
 impl Count {
     fn cost(&self) -> f64 {
         let missing = match self.units {
-            // A class that nothing trains cannot be learned; one that is not validated can at least be used.
-            Some((0, _)) => 2.0 * MISSING,
-            Some((train, all)) if train == all && all > 1 => MISSING,
+            Some((0, 2..)) => ONE_SIDED + UNTRAINED,
+            Some((0, _)) => UNTRAINED,
+            Some((train, all)) if train == all && all > 1 => ONE_SIDED,
             _ => 0.0,
         };
         missing + self.weight * (self.train - self.wanted).powi(2)
@@ -382,6 +411,58 @@ fn tied(units: &[Unit], classes: usize) -> (Vec<Vec<usize>>, Vec<bool>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Classes of two or more units on one side, classes without training, and how far pictures are from the ratio, for sides
+    /// given by a function: counted anew, for tests.
+    fn badness(units: &[Unit], rate: f64, trains: impl Fn(usize) -> bool) -> (usize, usize, f64) {
+        let of = |class: Option<usize>| {
+            let mut count = (0, 0, 0.0, 0.0);
+            for (i, unit) in units.iter().enumerate() {
+                let pictures = match class {
+                    None => Some(unit.pictures),
+                    Some(class) => unit.classes.iter().find(|(c, ..)| *c == class).map(|(_, pictures, _)| *pictures),
+                };
+                let Some(pictures) = pictures else { continue };
+                count.1 += 1;
+                count.3 += pictures as f64;
+                if trains(i) {
+                    count.0 += 1;
+                    count.2 += pictures as f64;
+                }
+            }
+            count
+        };
+        let mut sum = (0, 0, 0.0);
+        for class in std::iter::once(None).chain((0..8).map(Some)) {
+            let (train, all, pictures, of_all) = of(class);
+            sum.0 += usize::from(all > 1 && (train == 0 || train == all));
+            sum.1 += usize::from(all > 0 && train == 0);
+            sum.2 += (pictures - rate * of_all).powi(2);
+        }
+        sum
+    }
+
+    #[test]
+    fn few_pictures_are_split_as_well_as_any_way_of_splitting_them() {
+        let mut rng = ChaCha8Rng::seed_from_u64(11);
+        for case in 0..150 {
+            let (count, classes) = (rng.random_range(1..=8), rng.random_range(1..=8));
+            let (rate, share) = ([0.5, 0.8, 0.9, 0.1, 0.7][case % 5], [0.1, 0.3, 0.6][case % 3]);
+            let units: Vec<Unit> = (0..count)
+                .map(|_| {
+                    let classes = (0..classes).filter(|_| rng.random_bool(share)).map(|class| (class, 1, 1)).collect();
+                    Unit { pictures: 1, classes }
+                })
+                .collect();
+            let sides = split(&units, rate, case as u64);
+            let (one_sided, untrained, off) = badness(&units, rate, |i| sides[i] == Side::Train);
+            let all = (0..1_usize << count).map(|mask| badness(&units, rate, |i| mask >> i & 1 == 1));
+            let least = all.min_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(a.2.total_cmp(&b.2))).unwrap();
+            assert_eq!((one_sided, untrained), (least.0, least.1), "case {case}: {units:?} at {rate}");
+            // Boxes and pictures without any count as well, if little.
+            assert!(off <= least.2 + 3.0, "case {case}: {off} and {}: {units:?} at {rate}", least.2);
+        }
+    }
 
     /// Units of one picture each, with one box of each class.
     fn singles(classes: &[&[usize]]) -> Vec<Unit> {
