@@ -128,12 +128,12 @@ const TABLE: &[Message] = &[
     all("MeanStddevBoxCoder", No("faster_rcnn_box_coder is")),
     all("SquareBoxCoder", No("faster_rcnn_box_coder is")),
     all("KeypointBoxCoder", No(KEYPOINTS)),
-    fields("Matcher", &[("argmax_matcher", Yes), ("bipartite_matcher", No("argmax_matcher is"))]),
+    fields("Matcher", &[("argmax_matcher", Yes), ("bipartite_matcher", Yes)]),
     fields("ArgMaxMatcher", &[
         ("matched_threshold", Yes), ("unmatched_threshold", Yes), ("ignore_thresholds", Yes), ("negatives_lower_than_unmatched", Yes),
         ("force_match_for_each_row", Yes), ("use_matmul_gather", NoEffect("it gives the same matches")),
     ]),
-    all("BipartiteMatcher", No("argmax_matcher is")),
+    fields("BipartiteMatcher", &[("use_matmul_gather", NoEffect("it gives the same matches"))]),
     fields("RegionSimilarityCalculator", &[
         ("iou_similarity", Yes), ("neg_sq_dist_similarity", No("iou_similarity is")), ("ioa_similarity", No("iou_similarity is")),
         ("thresholded_iou_similarity", No("iou_similarity is")),
@@ -148,9 +148,8 @@ const TABLE: &[Message] = &[
     ]),
     fields("ConvolutionalBoxPredictor", &[
         ("conv_hyperparams", Yes), ("min_depth", Yes), ("max_depth", Yes), ("num_layers_before_predictor", Yes), ("use_dropout", Yes),
-        ("dropout_keep_probability", Yes), ("kernel_size", Yes), ("class_prediction_bias_init", Yes), ("use_depthwise", Yes),
+        ("dropout_keep_probability", Yes), ("kernel_size", Yes), ("class_prediction_bias_init", Yes), ("use_depthwise", Yes), ("apply_sigmoid_to_scores", Yes),
         ("box_code_size", Only(&["4"], "a box has 4 numbers")),
-        ("apply_sigmoid_to_scores", Only(FALSE, "post_processing.score_converter makes scores of logits")),
     ]),
     all("WeightSharedConvolutionalBoxPredictor", No(PYRAMIDS)),
     all("WeightSharedConvolutionalBoxPredictor.BoxEncodingsClipRange", No(PYRAMIDS)),

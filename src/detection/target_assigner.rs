@@ -2,7 +2,7 @@
 
 use super::box_coder::BoxCoder;
 use super::boxes::{BBox, Groundtruth};
-use super::matcher::{ArgMaxMatcher, Match};
+use super::matcher::{Match, Matcher};
 
 /// Targets of one picture, a row an anchor.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +28,7 @@ impl Targets {
 
 /// Matches the anchors to one picture's groundtruth and encodes what they should say.
 pub fn assign(
-    matcher: &ArgMaxMatcher,
+    matcher: &Matcher,
     coder: &BoxCoder,
     anchors: &[BBox],
     groundtruth: &Groundtruth,

@@ -14,7 +14,7 @@ use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::{BBox, Detections, Groundtruth, clip, scale};
 use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
 use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
-use crate::detection::matcher::{ArgMaxMatcher, Match};
+use crate::detection::matcher::{ArgMaxMatcher, Match, Matcher};
 use crate::detection::nms::{ClassBoxes, NmsOptions, multiclass_clipped};
 use crate::detection::sampler::{BalancedSampler, Shuffle};
 use crate::detection::target_assigner::{Targets, assign};
@@ -27,12 +27,12 @@ use crate::net::shim::crop_and_resize;
 /// Which proposals hold an object.
 ///
 /// Source: upstream core/target_assigner.py, `create_target_assigner('FasterRCNN', 'detection')`.
-const MATCHER: ArgMaxMatcher = ArgMaxMatcher {
+const MATCHER: Matcher = Matcher::ArgMax(ArgMaxMatcher {
     matched_threshold: 0.5,
     unmatched_threshold: 0.5,
     negatives_lower_than_unmatched: true,
     force_match_for_each_row: false,
-};
+});
 
 /// Bytes of crops that are classified at a time in inference; fewer take less memory, more keep a GPU busy.
 pub const CROPS_CPU: usize = 96 << 20;

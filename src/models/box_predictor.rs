@@ -19,6 +19,8 @@ pub struct ConvolutionalBoxPredictor {
     kernel_size: i64,
     class_bias: f32,
     use_depthwise: bool,
+    /// In training too, so that the loss is of the sigmoid of a sigmoid, as upstream has it.
+    sigmoid: bool,
 }
 
 /// One feature map's raw outputs.
@@ -26,7 +28,7 @@ pub struct ConvolutionalBoxPredictor {
 pub struct Predicted {
     /// `[N, per_cell * 4, H, W]`.
     pub boxes: NodeId,
-    /// `[N, per_cell * (K + 1), H, W]`.
+    /// Logits, or their sigmoids where the config says so: `[N, per_cell * (K + 1), H, W]`.
     pub classes: NodeId,
 }
 
@@ -37,9 +39,6 @@ impl ConvolutionalBoxPredictor {
         let field = "model.ssd.box_predictor.convolutional_box_predictor";
         if config.box_code_size() != 4 {
             bail!("{field}.box_code_size: {} is not supported; boxes have 4 numbers", config.box_code_size());
-        }
-        if config.apply_sigmoid_to_scores() {
-            bail!("{field}.apply_sigmoid_to_scores: true is not supported; use post_processing.score_converter: SIGMOID");
         }
         // Upstream says fused=False around the backbones only.
         let surroundings = Surroundings { freeze_batch_norm, moving: MovingVariance::Unbiased };
@@ -55,6 +54,7 @@ impl ConvolutionalBoxPredictor {
             kernel_size: config.kernel_size().into(),
             class_bias: config.class_prediction_bias_init(),
             use_depthwise: config.use_depthwise(),
+            sigmoid: config.apply_sigmoid_to_scores(),
         })
     }
 
@@ -86,7 +86,10 @@ impl ConvolutionalBoxPredictor {
             x = graph.push(&format!("{}/Dropout", scope.ops), Op::Dropout { keep }, &[x], channels);
         }
         let columns = anchors * (self.num_classes as i64 + 1);
-        let classes = self.predictor(graph, x, &scope.child("ClassPredictor"), columns, self.class_bias);
+        let mut classes = self.predictor(graph, x, &scope.child("ClassPredictor"), columns, self.class_bias);
+        if self.sigmoid {
+            classes = graph.push(&format!("{}/Sigmoid", scope.ops), Op::Sigmoid, &[classes], columns);
+        }
         Predicted { boxes, classes }
     }
 

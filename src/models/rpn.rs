@@ -10,7 +10,7 @@ use crate::detection::anchors::GridAnchors;
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::{BBox, Groundtruth, clip};
 use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
-use crate::detection::matcher::ArgMaxMatcher;
+use crate::detection::matcher::{ArgMaxMatcher, Matcher};
 use crate::detection::nms::{NmsOptions, multiclass};
 use crate::detection::sampler::{BalancedSampler, Shuffle};
 use crate::detection::target_assigner::{Targets, assign};
@@ -21,12 +21,12 @@ use crate::net::layers::{ConvScope, Scope, conv2d};
 /// Which anchors are positive.
 ///
 /// Source: upstream core/target_assigner.py, `create_target_assigner('FasterRCNN', 'proposal')`.
-const MATCHER: ArgMaxMatcher = ArgMaxMatcher {
+const MATCHER: Matcher = Matcher::ArgMax(ArgMaxMatcher {
     matched_threshold: 0.7,
     unmatched_threshold: 0.3,
     negatives_lower_than_unmatched: true,
     force_match_for_each_row: true,
-};
+});
 
 /// A proposal network, without its variables.
 #[derive(Debug, Clone)]

@@ -15,7 +15,7 @@ use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::{BBox, Detections, Groundtruth};
 use crate::detection::hard_example_miner::{HardExampleMiner, Mined, RankBy};
 use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
-use crate::detection::matcher::ArgMaxMatcher;
+use crate::detection::matcher::Matcher;
 use crate::detection::nms::{NmsOptions, multiclass};
 use crate::detection::target_assigner::{Targets, assign};
 use crate::net::exec::{self, Inference, Outputs};
@@ -36,7 +36,7 @@ pub struct Ssd {
     per_cell: Vec<usize>,
     anchors: Vec<BBox>,
     coder: BoxCoder,
-    matcher: ArgMaxMatcher,
+    matcher: Matcher,
     loss: LossOptions,
     nms: NmsOptions,
     converter: ScoreConverter,

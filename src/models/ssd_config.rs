@@ -12,7 +12,7 @@ use crate::detection::anchors::{SsdAnchorOptions, SsdAnchors};
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
 use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
-use crate::detection::matcher::ArgMaxMatcher;
+use crate::detection::matcher::{ArgMaxMatcher, Matcher};
 use crate::detection::nms::NmsOptions;
 use crate::net::graph::{Graph, NodeId};
 use crate::net::hyperparams::{Surroundings, conv_scope};
@@ -136,10 +136,12 @@ pub fn box_coder(config: &pb::Ssd) -> Result<BoxCoder> {
 }
 
 /// The matcher.
-pub fn matcher(config: &pb::Ssd) -> Result<ArgMaxMatcher> {
+pub fn matcher(config: &pb::Ssd) -> Result<Matcher> {
     use pb::matcher::MatcherOneof as M;
-    let Some(M::ArgmaxMatcher(m)) = config.matcher.as_ref().and_then(|m| m.matcher_oneof.as_ref()) else {
-        bail!("model.ssd.matcher: only argmax_matcher is supported");
+    let matcher = config.matcher.as_ref().and_then(|m| m.matcher_oneof.as_ref());
+    let m = match matcher.context("model.ssd.matcher is not set")? {
+        M::BipartiteMatcher(_) => return Ok(Matcher::Bipartite),
+        M::ArgmaxMatcher(m) => m,
     };
     let field = "model.ssd.matcher.argmax_matcher";
     // With ignore_thresholds upstream matches every anchor to its best groundtruth, whatever the overlap.
@@ -151,12 +153,12 @@ pub fn matcher(config: &pb::Ssd) -> Result<ArgMaxMatcher> {
     if unmatched > matched {
         bail!("{field}: unmatched_threshold {unmatched} is above matched_threshold {matched}");
     }
-    Ok(ArgMaxMatcher {
+    Ok(Matcher::ArgMax(ArgMaxMatcher {
         matched_threshold: matched,
         unmatched_threshold: unmatched,
         negatives_lower_than_unmatched: m.negatives_lower_than_unmatched(),
         force_match_for_each_row: m.force_match_for_each_row(),
-    })
+    }))
 }
 
 /// The losses and what is done with them.

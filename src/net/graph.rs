@@ -213,6 +213,8 @@ pub enum Op {
     Add,
     /// Times a constant.
     Scale(f64),
+    /// Of each element.
+    Sigmoid,
     /// Zeros around the map: `[top, left, bottom, right]`.
     Pad([i64; 4]),
     /// The map from a row, a column and a channel on; of the channels, as many as the node has.
@@ -333,6 +335,7 @@ impl Graph {
                 | Op::Concat
                 | Op::Add
                 | Op::Scale(_)
+                | Op::Sigmoid
                 | Op::Dropout { .. }
                 | Op::DropPath { .. } => before,
             });

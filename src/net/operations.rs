@@ -94,6 +94,7 @@ pub fn apply<'v>(op: &Op, x: &[&Tensor], channels: i64, var: &impl Fn(VariableId
         Op::Concat => Tensor::f_cat(x, 1)?,
         Op::Add => x[0] + x[1],
         Op::Scale(factor) => x[0] * *factor,
+        Op::Sigmoid => x[0].f_sigmoid()?,
         Op::Pad([top, left, bottom, right]) => x[0].f_constant_pad_nd([*left, *right, *top, *bottom])?,
         Op::Slice { row, column, channel } => {
             let [height, width] = [x[0].size()[2], x[0].size()[3]];

@@ -105,6 +105,7 @@ impl Writer<'_> {
                 }
                 sum
             }
+            Op::Sigmoid => b.same(name, "Sigmoid", &[x]),
             Op::Scale(factor) => {
                 let factor = b.float(&format!("{name}/factor"), *factor as f32);
                 b.same(name, "Mul", &[x, factor])

@@ -103,6 +103,7 @@ fn write(b: &mut Builder, layers: &Layers, id: NodeId, input: Value, values: &Ha
         }
         Op::Concat => plain(b.op(name, "Concat", &inputs, &[Attribute::int("axis", 1)])),
         Op::Add => plain(inputs[1..].iter().fold(x, |sum, part| b.op(name, "Add", &[sum, *part], &[]))),
+        Op::Sigmoid => plain(b.op(name, "Sigmoid", &[x], &[])),
         Op::Scale(factor) => {
             let factor = b.float(&format!("{name}/factor"), *factor as f32);
             plain(b.op(name, "Mul", &[x, factor], &[]))

@@ -161,6 +161,7 @@ impl Writer<'_, '_> {
             Op::Concat => self.put(&[id], name, format!("torch.cat([{}], 1)", inputs.join(", "))),
             Op::Add => self.put(&[id], name, inputs.join(" + ")),
             Op::Scale(factor) => self.put_once(id, name, format!("{x} * {}", number(*factor))),
+            Op::Sigmoid => self.put_once(id, name, format!("torch.sigmoid({x})")),
             Op::Pad([top, left, bottom, right]) => {
                 let pads = Pads::Known([*top, *left, *bottom, *right]);
                 let y = self.padded(x, &pads, 0.0);
