@@ -18,13 +18,13 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use odh::config::pipeline;
 use odh::data::image::decode_accurate;
-use odh::data::resize::resize_bilinear;
 use odh::detection::boxes::{BBox, Detections, Groundtruth};
 use odh::detection::sampler::Shuffle;
 use odh::engine::optimizer::Optimizer;
 use odh::models;
 use odh::models::box_classifier::Regioned;
 use odh::models::faster_rcnn::FasterRcnn;
+use odh::models::pictures::{Frame, Pictures};
 use odh::models::rpn::Phase;
 use odh::models::ssd::Ssd;
 use odh::net::exec::{self, Inference, MovingUpdate};
@@ -108,20 +108,26 @@ fn compare(pictures: &Path, config: &Path, npz: &Path, report: &mut Report) -> R
         return Ok(());
     }
     set_regenerated_weights(&mut weights);
-    let picture = |name: &str| -> Result<Tensor> {
-        let image = decode_accurate(&std::fs::read(pictures.join(format!("{name}.jpg"))).with_context(|| name.to_string())?)?;
-        let (height, width) = model.resizer().size_for((image.height, image.width));
-        let resized = resize_bilinear(&image.data, image.height, image.width, 3, height, width);
-        Ok(Tensor::from_slice(&resized).view([1, height as i64, width as i64, 3]))
+    let pictures = |names: &[&str]| -> Result<Pictures> {
+        let (mut pixels, mut frame, mut sizes) = (Vec::new(), (0, 0), Vec::new());
+        for name in names {
+            let file = pictures.join(format!("{name}.jpg"));
+            let image = decode_accurate(&std::fs::read(&file).with_context(|| file.display().to_string())?)?;
+            let resized = model.resizer().resize(&image.data, (image.height, image.width));
+            pixels.extend(resized.pixels);
+            frame = resized.frame;
+            sizes.push(resized.size);
+        }
+        Pictures::new(&pixels, frame, &sizes, Device::Cpu)
     };
     let names: &[&str] = if golden.has("batch") && golden.scalar("batch") == 2.0 { &["image1", "image2"] } else { &["image1"] };
     let truth: Vec<Groundtruth> = names.iter().map(|name| groundtruth(&golden, name)).collect();
-    let batch = Tensor::cat(&names.iter().map(|name| picture(name)).collect::<Result<Vec<_>>>()?, 0);
+    let batch = pictures(names)?;
     match &config.model.as_ref().and_then(|m| m.model.as_ref()) {
         Some(pb::detection_model::Model::Ssd(c)) => {
             let ssd = Ssd::from_config(c)?;
             if golden.has("i/preprocessed") {
-                ssd_inference(&golden, &ssd, &weights, &picture("image1")?, report)?;
+                ssd_inference(&golden, &ssd, &weights, &pictures(&["image1"])?, report)?;
             }
             if golden.has("t/preprocessed") {
                 let moving = ssd_training(&golden, &ssd, &weights, &batch, &truth, report)?;
@@ -131,7 +137,7 @@ fn compare(pictures: &Path, config: &Path, npz: &Path, report: &mut Report) -> R
         Some(pb::detection_model::Model::FasterRcnn(c)) => {
             let model = FasterRcnn::from_config(c)?;
             if golden.has("i/preprocessed") {
-                faster_rcnn_inference(&golden, &model, &weights, &picture("image1")?, report)?;
+                faster_rcnn_inference(&golden, &model, &weights, &pictures(&["image1"])?, report)?;
             }
             if golden.has("t/preprocessed") {
                 let moving = faster_rcnn_training(&golden, &model, &weights, &batch, &truth, report)?;
@@ -242,17 +248,16 @@ fn detections(golden: &Golden, mine: &Detections, report: &mut Report) {
     }
 }
 
-fn ssd_inference(golden: &Golden, model: &Ssd, weights: &Variables, images: &Tensor, report: &mut Report) -> Result<()> {
-    let preprocessed = Ssd::preprocess(images)?;
+fn ssd_inference(golden: &Golden, model: &Ssd, weights: &Variables, pictures: &Pictures, report: &mut Report) -> Result<()> {
+    let preprocessed = Ssd::preprocess(&pictures.pixels)?;
     report.tensor(golden, "preprocessed", "i/preprocessed", &nhwc(&preprocessed), 1e-6);
     let outputs = tch::no_grad(|| Inference::new(model.graph(), weights)?.run(&preprocessed))?;
     for i in 0..model.per_cell().len() {
         let map = nhwc(&outputs[&format!("feature_map_{i}")]);
         report.tensor(golden, "maps", &format!("i/pred/feature_maps/{i}"), &map, 2e-5);
     }
-    let anchors: Vec<f32> = model.anchors().iter().flatten().copied().collect();
-    report.tensor(golden, "anchors", "i/pred/anchors", &anchors, 1e-6);
-    let predictions = model.gather(&outputs)?;
+    let predictions = model.gather(&outputs, &pictures.frame)?;
+    report.tensor(golden, "anchors", "i/pred/anchors", predictions.anchors.as_flattened(), 1e-6);
     report.tensor(golden, "predictions", "i/pred/box_encodings", &values(&predictions.box_encodings), 2e-5);
     let classes = values(&predictions.class_predictions_with_background);
     report.tensor(golden, "predictions", "i/pred/class_predictions_with_background", &classes, 2e-5);
@@ -264,12 +269,12 @@ fn ssd_training(
     golden: &Golden,
     model: &Ssd,
     weights: &Variables,
-    images: &Tensor,
+    pictures: &Pictures,
     truth: &[Groundtruth],
     report: &mut Report,
 ) -> Result<Vec<MovingUpdate>> {
-    let pass = exec::train(model.graph(), weights, &Ssd::preprocess(images)?, 0)?;
-    let predictions = model.gather(&pass.outputs)?;
+    let pass = exec::train(model.graph(), weights, &Ssd::preprocess(&pictures.pixels)?, 0)?;
+    let predictions = model.gather(&pass.outputs, &pictures.frame)?;
     report.tensor(golden, "training predictions", "t/pred/box_encodings", &values(&predictions.box_encodings), 1e-3);
     let classes = values(&predictions.class_predictions_with_background);
     report.tensor(golden, "training predictions", "t/pred/class_predictions_with_background", &classes, 1e-3);
@@ -281,7 +286,7 @@ fn ssd_training(
 }
 
 /// The proposals of a golden file.
-fn regions(golden: &Golden, phase: &str, picture_px: [usize; 2]) -> Regioned {
+fn regions(golden: &Golden, phase: &str, frame: &Frame) -> Regioned {
     let counts: Vec<usize> = golden.get(&format!("{phase}/pred/num_proposals")).iter().map(|&n| n as usize).collect();
     let padded = |name: &str| rows(&golden.f32(&format!("{phase}/pred/{name}")));
     // Both are read: to divide by the picture's sides rounds otherwise, and may put a crop's last sample outside of the map.
@@ -290,7 +295,7 @@ fn regions(golden: &Golden, phase: &str, picture_px: [usize; 2]) -> Regioned {
         let most = all.len() / counts.len();
         counts.iter().enumerate().flat_map(|(i, &n)| all[i * most..i * most + n].to_vec()).collect()
     });
-    Regioned { picture_px, counts, boxes, boxes_px }
+    Regioned { frame: frame.clone(), counts, boxes, boxes_px }
 }
 
 fn same_boxes(what: &str, mine: &[BBox], golden: &[BBox], report: &mut Report) {
@@ -306,22 +311,20 @@ fn faster_rcnn_inference(
     golden: &Golden,
     model: &FasterRcnn,
     weights: &Variables,
-    images: &Tensor,
+    pictures: &Pictures,
     report: &mut Report,
 ) -> Result<()> {
-    let preprocessed = model.preprocess(images)?;
+    let preprocessed = model.preprocess(&pictures.pixels)?;
     report.tensor(golden, "preprocessed", "i/preprocessed", &nhwc(&preprocessed), 1e-6);
     let outputs = tch::no_grad(|| Inference::new(model.first_graph(), weights)?.run(&preprocessed))?;
     report.tensor(golden, "maps", "i/pred/rpn_features_to_crop", &nhwc(&outputs["map"]), 2e-5);
-    let size = images.size();
-    let picture_px = [size[1] as usize, size[2] as usize];
-    let first = model.rpn().gather(&outputs, picture_px, Phase::Inference)?;
+    let first = model.rpn().gather(&outputs, &pictures.frame, Phase::Inference)?;
     report.tensor(golden, "anchors", "i/pred/anchors", first.anchors_px.as_flattened(), 1e-6);
     report.tensor(golden, "rpn", "i/pred/rpn_box_encodings", &values(&first.box_encodings), 2e-5);
     let objectness = values(&first.objectness);
     report.tensor(golden, "rpn", "i/pred/rpn_objectness_predictions_with_background", &objectness, 2e-5);
     let proposals = &model.rpn().proposals(&first)?[0];
-    let expected = regions(golden, "i", picture_px);
+    let expected = regions(golden, "i", &pictures.frame);
     same_boxes("proposals", &proposals.boxes_px, &expected.boxes_px, report);
     let classifier = model.classifier();
     let second = Inference::new(&classifier.graph, weights)?;
@@ -353,24 +356,15 @@ fn faster_rcnn_training(
     golden: &Golden,
     model: &FasterRcnn,
     weights: &Variables,
-    images: &Tensor,
+    pictures: &Pictures,
     truth: &[Groundtruth],
     report: &mut Report,
 ) -> Result<Vec<MovingUpdate>> {
-    let preprocessed = model.preprocess(images)?;
-    let size = images.size();
-    let picture_px = [size[1] as usize, size[2] as usize];
-    let (height, width) = (picture_px[0] as f32, picture_px[1] as f32);
-    let truth_px: Vec<Groundtruth> = truth
-        .iter()
-        .map(|g| Groundtruth {
-            boxes: g.boxes.iter().map(|b| [b[0] * height, b[1] * width, b[2] * height, b[3] * width]).collect(),
-            ..g.clone()
-        })
-        .collect();
+    let preprocessed = model.preprocess(&pictures.pixels)?;
+    let truth_px = pictures.frame.in_pixels(truth);
     let pass = exec::train(model.first_graph(), weights, &preprocessed, 0)?;
     let mut moving = pass.moving;
-    let first = model.rpn().gather(&pass.outputs, picture_px, Phase::Training)?;
+    let first = model.rpn().gather(&pass.outputs, &pictures.frame, Phase::Training)?;
     report.tensor(golden, "training rpn", "t/pred/rpn_box_encodings", &values(&first.box_encodings), 2e-5);
     let objectness = values(&first.objectness);
     report.tensor(golden, "training rpn", "t/pred/rpn_objectness_predictions_with_background", &objectness, 2e-5);
@@ -378,7 +372,7 @@ fn faster_rcnn_training(
     let rpn_loss = model.rpn().loss(&first, &truth_px, &mut Shuffle::Identity)?;
     let classifier = model.classifier();
     let sampled: Vec<BBox> = classifier.sample(&proposals, &truth_px, &mut Shuffle::Identity).concat();
-    let expected = regions(golden, "t", picture_px);
+    let expected = regions(golden, "t", &pictures.frame);
     same_boxes("sampled", &sampled, &expected.boxes_px, report);
     let classified = classifier.classify(&first.map, &expected, |input| {
         let pass = exec::train(&classifier.graph, weights, input, 0)?;

@@ -17,16 +17,16 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use odh::config::pipeline;
 use odh::data::image::decode_accurate;
-use odh::data::resize::resize_bilinear;
 use odh::detection::boxes::Groundtruth;
 use odh::engine::optimizer::Optimizer;
+use odh::models::pictures::Pictures;
 use odh::models::{self, StepContext};
 use odh::net::exec::apply_moving_updates;
 use odh::net::shim;
 use odh::net::variables::Variables;
 use odh::proto::object_detection::protos as pb;
 use reference::{Golden, set_regenerated_weights};
-use tch::{Device, Tensor};
+use tch::Device;
 
 /// The classes of the reference's training graphs.
 const CLASSES: i32 = 5;
@@ -64,17 +64,19 @@ fn main() -> Result<()> {
     let n = classes.len();
     let groundtruth = vec![Groundtruth { boxes, classes, difficult: vec![false; n], group_of: vec![false; n] }; batch];
     let image = decode_accurate(&std::fs::read(folder.join("images/image1.jpg"))?)?;
-    let (height, width) = model.resizer().size_for((image.height, image.width));
 
     let (mut seconds, mut processor, mut losses) = (Vec::new(), Vec::new(), Vec::new());
     for step in 0..=runs as u64 {
         let (begun, before) = (Instant::now(), processor_seconds()?);
-        let mut pixels = Vec::with_capacity(batch * height * width * 3);
+        let (mut pixels, mut frame, mut sizes) = (Vec::new(), (0, 0), Vec::new());
         for _ in 0..batch {
-            pixels.extend(resize_bilinear(&image.data, image.height, image.width, 3, height, width));
+            let resized = model.resizer().resize(&image.data, (image.height, image.width));
+            pixels.extend(resized.pixels);
+            frame = resized.frame;
+            sizes.push(resized.size);
         }
-        let images = Tensor::from_slice(&pixels).f_view([batch as i64, height as i64, width as i64, 3])?;
-        let pass = model.losses(&variables, &images, &groundtruth, &mut StepContext::new(0, step))?;
+        let pictures = Pictures::new(&pixels, frame, &sizes, variables.device())?;
+        let pass = model.losses(&variables, &pictures, &groundtruth, &mut StepContext::new(0, step))?;
         let total = pass.total()?;
         let regularization = f64::try_from(optimizer.regularization(&variables)?)?;
         losses.push(f64::try_from(&total)? + regularization);

@@ -13,6 +13,7 @@ use odh::export::ssd::SsdExport;
 use odh::formats::checkpoint_state;
 use odh::formats::tensor_bundle::{self, BundleReader, TensorData};
 use odh::models::DetectionModel;
+use odh::models::pictures::Frame;
 use odh::models::ssd::Ssd;
 use odh::net::variables::Variables;
 use odh::proto::object_detection::protos as pb;
@@ -62,7 +63,7 @@ fn variables(model: &Ssd) -> Variables {
 
 fn frozen(model: &Ssd, variables: &Variables) -> GraphDef {
     let read = |name: &str| variables.to_tensorflow(variables.position(name).unwrap());
-    ssd::frozen_graph(&SsdExport::new(model), &read).unwrap()
+    ssd::frozen_graph(&SsdExport::new(model).unwrap(), &read).unwrap()
 }
 
 fn node<'a>(graph: &'a GraphDef, name: &str) -> &'a NodeDef {
@@ -221,7 +222,9 @@ fn the_frozen_network_predicts_what_the_model_predicts() {
     let _no_grad = tch::no_grad_guard();
     let preprocessed = Ssd::preprocess(&images).unwrap();
     let inference = odh::net::exec::Inference::new(model.graph(), &variables).unwrap();
-    let expected = model.gather(&inference.run(&preprocessed).unwrap()).unwrap();
+    let expected = model
+        .gather(&inference.run(&preprocessed).unwrap(), &Frame::whole(model.input_size().unwrap(), images.size()[0] as usize))
+        .unwrap();
     let input = preprocessed.permute([0, 2, 3, 1]);
     for (name, expected) in [("concat", expected.box_encodings), ("concat_1", expected.class_predictions_with_background)] {
         let got = run(&graph, &input, name);

@@ -16,12 +16,13 @@ use odh::config::label_map::LabelMap;
 use odh::config::pipeline;
 use odh::data::encode;
 use odh::data::image::{Format, RgbImage};
-use odh::data::resize::{Resizer, resize_bilinear};
+use odh::data::resizer::Resizer;
 use odh::detection::boxes::Detections;
 use odh::export::detector::Detector;
 use odh::export::folder::{self, ExportInput, ONNX, TORCHSCRIPT};
 use odh::formats::tensor_bundle::{self, TensorData};
 use odh::models::Frozen;
+use odh::models::pictures::Pictures;
 use odh::net::shim;
 use odh::net::variables::Variables;
 use odh::proto::object_detection::protos as pb;
@@ -112,10 +113,9 @@ impl Both {
 
     /// As `odh detect` has it.
     fn expected(&self, picture: &[u8], [height, width]: [usize; 2]) -> Detections {
-        let (h, w) = self.resizer.size_for((height, width));
-        let resized = resize_bilinear(picture, height, width, 3, h, w);
-        let images = Tensor::from_slice(&resized).view([1, h as i64, w as i64, 3]);
-        self.frozen.detect(&images).unwrap().remove(0)
+        let resized = self.resizer.resize(picture, (height, width));
+        let pictures = Pictures::new(&resized.pixels, resized.frame, &[resized.size], Device::Cpu).unwrap();
+        self.frozen.detect(&pictures).unwrap().remove(0)
     }
 
     fn compare(&mut self, what: &str, size: [usize; 2]) {

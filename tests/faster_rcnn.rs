@@ -11,10 +11,11 @@ use std::process::Command;
 
 use common::seeded;
 use odh::config::pipeline;
-use odh::data::resize::Resizer;
+use odh::data::resizer::Resizer;
 use odh::detection::boxes::Groundtruth;
 use odh::detection::sampler::Shuffle;
 use odh::models::faster_rcnn::FasterRcnn;
+use odh::models::pictures::Pictures;
 use odh::models::{DetectionModel, Losses, StepContext};
 use odh::net::variables::Variables;
 use odh::proto::object_detection::protos as pb;
@@ -82,11 +83,12 @@ fn a_batch_of_two_has_the_mean_of_their_losses_and_the_detections_of_each() {
     let variables = variables(&model);
     let (images, mut truth) = batch();
     // A proposal of each picture is its object, so that some proposals are positive.
-    let pass = model.train(&variables, &images, &truth, &mut in_order()).unwrap();
+    let pass = model.train(&variables, &Pictures::whole(&images), &truth, &mut in_order()).unwrap();
     truth[0].boxes = vec![pass.regions.boxes[0]];
     truth[1].boxes = vec![pass.regions.boxes[pass.regions.counts[0] + 1]];
-    let losses =
-        |images: &Tensor, truth: &[Groundtruth]| terms(&model.losses(&variables, images, truth, &mut in_order()).unwrap());
+    let losses = |images: &Tensor, truth: &[Groundtruth]| {
+        terms(&model.losses(&variables, &Pictures::whole(images), truth, &mut in_order()).unwrap())
+    };
     let both = losses(&images, &truth);
     let each = [losses(&images.narrow(0, 0, 1), &truth[..1]), losses(&images.narrow(0, 1, 1), &truth[1..])];
     for (i, loss) in both.iter().enumerate() {
@@ -94,10 +96,10 @@ fn a_batch_of_two_has_the_mean_of_their_losses_and_the_detections_of_each() {
         assert!(mean > 0.0 && (loss - mean).abs() < 1e-4 * mean, "term {i}: {loss} is not {mean}");
     }
     let frozen = model.freeze(&variables).unwrap();
-    let found = frozen.detect(&images).unwrap();
+    let found = frozen.detect(&Pictures::whole(&images)).unwrap();
     assert_eq!(found.len(), 2);
     for (i, both) in found.iter().enumerate() {
-        let alone = &frozen.detect(&images.narrow(0, i as i64, 1)).unwrap()[0];
+        let alone = &frozen.detect(&Pictures::whole(&images.narrow(0, i as i64, 1))).unwrap()[0];
         assert!(!both.scores.is_empty());
         assert_eq!(both.classes, alone.classes);
         assert!(both.scores.iter().zip(&alone.scores).all(|(a, b)| (a - b).abs() < 1e-5));
@@ -156,14 +158,14 @@ fn other_parts_and_settings_train_and_detect() {
     for (what, change) in changes {
         let model = model(change);
         let variables = variables(&model);
-        let losses = model.losses(&variables, &images, &truth, &mut StepContext::new(0, 0)).unwrap();
+        let losses = model.losses(&variables, &Pictures::whole(&images), &truth, &mut StepContext::new(0, 0)).unwrap();
         let terms = terms(&losses);
         assert!(terms.iter().all(|t| t.is_finite() && *t >= 0.0) && terms[0] > 0.0 && terms[1] > 0.0, "{what}: {terms:?}");
         assert_eq!(losses.moving.is_empty(), *what != "trained batch norms", "{what}");
         losses.total().unwrap().backward();
         let grad = variables.get("Conv/weights").unwrap().grad();
         assert!(grad.abs().sum(Kind::Double).double_value(&[]) > 0.0, "{what}");
-        let found = model.freeze(&variables).unwrap().detect(&images).unwrap();
+        let found = model.freeze(&variables).unwrap().detect(&Pictures::whole(&images)).unwrap();
         assert!(
             found.iter().all(|d| !d.scores.is_empty() && d.boxes.as_flattened().iter().all(|v| (0.0..=1.0).contains(v))),
             "{what}"
@@ -184,7 +186,8 @@ fn a_miner_looks_at_all_proposals_and_counts_the_worst() {
     });
     let variables = variables(&model);
     let (images, truth) = batch();
-    let pass = model.train(&variables, &images.narrow(0, 0, 1), &truth[..1], &mut StepContext::new(0, 0)).unwrap();
+    let pass =
+        model.train(&variables, &Pictures::whole(&images.narrow(0, 0, 1)), &truth[..1], &mut StepContext::new(0, 0)).unwrap();
     assert_eq!(pass.regions.counts, [12]);
     let loss = pass.classifier_loss.unwrap();
     let log = pass.classified.unwrap().class_predictions.log_softmax(-1, Kind::Float);
@@ -202,10 +205,10 @@ fn a_picture_too_narrow_for_any_anchor_has_no_losses() {
     let variables = variables(&model);
     let (_, truth) = batch();
     let images = Tensor::zeros([1, 8, 200, 3], (Kind::Float, Device::Cpu));
-    let losses = model.losses(&variables, &images, &truth[..1], &mut StepContext::new(0, 0)).unwrap();
+    let losses = model.losses(&variables, &Pictures::whole(&images), &truth[..1], &mut StepContext::new(0, 0)).unwrap();
     assert_eq!(terms(&losses), [0.0; 4]);
     losses.total().unwrap().backward();
-    assert!(!model.freeze(&variables).unwrap().detect(&images).unwrap()[0].scores.is_empty());
+    assert!(!model.freeze(&variables).unwrap().detect(&Pictures::whole(&images)).unwrap()[0].scores.is_empty());
 }
 
 #[test]
@@ -213,7 +216,12 @@ fn a_picture_without_objects_trains_as_background() {
     let model = model(|_| {});
     let variables = variables(&model);
     let (images, _) = batch();
-    let losses = model.losses(&variables, &images.narrow(0, 0, 1), &[Groundtruth::default()], &mut StepContext::new(0, 0));
+    let losses = model.losses(
+        &variables,
+        &Pictures::whole(&images.narrow(0, 0, 1)),
+        &[Groundtruth::default()],
+        &mut StepContext::new(0, 0),
+    );
     let terms = terms(&losses.unwrap());
     assert!(terms[0] == 0.0 && terms[1] > 0.0 && terms[2] == 0.0 && terms[3] > 0.0, "{terms:?}");
 }
@@ -297,7 +305,7 @@ fn a_network_of_152_layers_and_another_picture_size_are_a_matter_of_the_config()
         m.image_resizer.as_mut().unwrap().image_resizer_oneof =
             Some(pb::image_resizer::ImageResizerOneof::FixedShapeResizer(size));
     });
-    assert_eq!(model.resizer(), Resizer::FixedShape { height: 120, width: 72 });
+    assert_eq!(model.resizer(), Resizer::fixed_shape(120, 72));
     // Five variables each of 155 convolutions with their batch norms (three of 50 units and a shortcut a block, and the first), block4's
     // ten again, and two each of the proposal network's three layers and the two predictors.
     assert_eq!(model.variables().len(), 5 * (155 + 10) + 2 * 5);

@@ -8,12 +8,12 @@ mod reference;
 
 use odh::config::{pipeline, zoo};
 use odh::data::image::decode_accurate;
-use odh::data::resize::resize_bilinear;
 use odh::detection::boxes::{BBox, Detections, Groundtruth};
 use odh::detection::sampler::Shuffle;
 use odh::engine::optimizer::Optimizer;
 use odh::models::box_classifier::{Classified, Regioned};
 use odh::models::faster_rcnn::FasterRcnn;
+use odh::models::pictures::{Frame, Pictures};
 use odh::models::rpn::{FirstStage, Phase};
 use odh::models::{DetectionModel, StepContext};
 use odh::net::exec::{self, Inference};
@@ -136,9 +136,9 @@ fn faster_rcnn(name: &str, num_classes: i32, small: Option<Small>) -> FasterRcnn
 fn picture(model: &FasterRcnn, name: &str) -> Option<Tensor> {
     let jpeg = common::shared(&format!("reference/images/{name}.jpg"))?;
     let image = decode_accurate(&std::fs::read(jpeg).unwrap()).unwrap();
-    let (height, width) = model.resizer().size_for((image.height, image.width));
-    let resized = resize_bilinear(&image.data, image.height, image.width, 3, height, width);
-    Some(Tensor::from_slice(&resized).view([1, height as i64, width as i64, 3]))
+    let resized = model.resizer().resize(&image.data, (image.height, image.width));
+    let (height, width) = resized.frame;
+    Some(Tensor::from_slice(&resized.pixels).view([1, height as i64, width as i64, 3]))
 }
 
 /// The graph, with one more of its nodes as an output.
@@ -230,7 +230,8 @@ fn inference(m: &Model) {
         close("pred/rpn_box_predictor_features", &nhwc(&outputs["features"]), m.raw);
         let size = images.size();
         let picture_px = [size[1] as usize, size[2] as usize];
-        let first = model.rpn().gather(&outputs, picture_px, Phase::Inference).unwrap();
+        let frame = Frame::whole(picture_px, 1);
+        let first = model.rpn().gather(&outputs, &frame, Phase::Inference).unwrap();
         close("pred/anchors", first.anchors_px.as_flattened(), 1e-6);
         close("pred/rpn_box_encodings", &values(&first.box_encodings), m.raw);
         close("pred/rpn_objectness_predictions_with_background", &values(&first.objectness), m.raw);
@@ -241,7 +242,7 @@ fn inference(m: &Model) {
 
         // The second stage, fed with the golden proposals.
         let classifier = model.classifier();
-        let regions = golden_regions(&golden, picture_px);
+        let regions = golden_regions(&golden, &frame);
         let graph = with_output(&classifier.graph, "features", classifier.features);
         let second = Inference::new(&graph, &variables).unwrap();
         let mut features = Vec::new();
@@ -259,7 +260,7 @@ fn inference(m: &Model) {
         same_detections(&what, found, &golden, 0);
 
         // All in one, with its own proposals.
-        let found = &model.freeze(&variables).unwrap().detect(&images).unwrap()[0];
+        let found = &model.freeze(&variables).unwrap().detect(&Pictures::whole(&images)).unwrap()[0];
         same_detections(&format!("{what}, own proposals"), found, &golden, found.scores.len() / 50);
     }
 }
@@ -277,10 +278,10 @@ fn same_boxes_of_fewer_proposals(parent: &str, first: &FirstStage, golden: &Gold
 }
 
 /// The proposals of a golden file, all of one picture.
-fn golden_regions(golden: &Golden, picture_px: [usize; 2]) -> Regioned {
+fn golden_regions(golden: &Golden, frame: &Frame) -> Regioned {
     let n = golden.scalar("pred/num_proposals") as usize;
     Regioned {
-        picture_px,
+        frame: frame.clone(),
         counts: vec![n],
         boxes: rows(&golden.f32("pred/proposal_boxes_normalized"))[..n].to_vec(),
         boxes_px: rows(&golden.f32("pred/proposal_boxes"))[..n].to_vec(),
@@ -317,6 +318,7 @@ fn training_step(m: &Model) {
     close("preprocessed", &nhwc(&preprocessed), 1e-6);
     let size = images.size();
     let picture_px = [size[1] as usize, size[2] as usize];
+    let frame = Frame::whole(picture_px, 1);
     let truth = groundtruth(&golden);
     let (height, width) = (picture_px[0] as f32, picture_px[1] as f32);
     let boxes = truth.boxes.iter().map(|b| [b[0] * height, b[1] * width, b[2] * height, b[3] * width]).collect();
@@ -325,7 +327,7 @@ fn training_step(m: &Model) {
     // First stage.
     let pass = exec::train(model.first_graph(), &variables, &preprocessed, 0).unwrap();
     let mut moving = pass.moving;
-    let first = model.rpn().gather(&pass.outputs, picture_px, Phase::Training).unwrap();
+    let first = model.rpn().gather(&pass.outputs, &frame, Phase::Training).unwrap();
     close("pred/rpn_features_to_crop", &nhwc(&first.map), m.raw);
     close("pred/anchors", first.anchors_px.as_flattened(), 1e-6);
     close("pred/rpn_box_encodings", &values(&first.box_encodings), m.raw);
@@ -343,7 +345,7 @@ fn training_step(m: &Model) {
     let classifier = model.classifier();
     let sampled = &classifier.sample(&proposals, &truth_px, &mut Shuffle::Identity)[0];
     same_boxes("second-stage sample", sampled, &rows(&golden.f32("pred/proposal_boxes")));
-    let regions = golden_regions(&golden, picture_px);
+    let regions = golden_regions(&golden, &frame);
     let classified = classifier
         .classify(&first.map, &regions, |input| {
             let pass = exec::train(&classifier.graph, &variables, input, 0)?;
@@ -423,7 +425,9 @@ fn training_step(m: &Model) {
     check("changes", &changed, &m.step);
 
     // The same picture again with the changed variables and, this time, the model's own proposals throughout.
-    let losses = model.losses(&variables, &images, &[truth], &mut StepContext { step: 1, shuffle: Shuffle::Identity }).unwrap();
+    let losses = model
+        .losses(&variables, &Pictures::whole(&images), &[truth], &mut StepContext { step: 1, shuffle: Shuffle::Identity })
+        .unwrap();
     for (name, term) in &losses.terms {
         let expected = golden.scalar(&format!("after1step/loss/{name}"));
         relatively_close(&format!("{name} after a step"), term.double_value(&[]), expected, m.step.after);

@@ -60,7 +60,7 @@ fn classes(count: usize) -> Classes {
 }
 
 fn options(path: &Path, batch_size: usize) -> LoaderOptions {
-    let resizer = Resizer::FixedShape { height: 8, width: 6 };
+    let resizer = Resizer::fixed_shape(8, 6);
     LoaderOptions::new(vec![path.to_path_buf()], batch_size, resizer, classes(3))
 }
 
@@ -312,7 +312,7 @@ fn real_photos_load_and_never_keep_a_slow_step_waiting() {
         pictures.push(LabeledImage { encoded, filename: entry.file_name().to_string_lossy().into(), ..picture(0, 10) });
     }
     write(&path, &pictures);
-    let resizer = Resizer::FixedShape { height: 300, width: 300 };
+    let resizer = Resizer::fixed_shape(300, 300);
     let mut loader = Loader::new(LoaderOptions { resizer, ..training(&path, 24) }).unwrap();
     // Nobody could have made the first one ahead, so its time is what every one would cost.
     let first = loader.next().unwrap().waited;
@@ -328,8 +328,7 @@ fn real_photos_load_and_never_keep_a_slow_step_waiting() {
 fn pictures_that_keep_their_aspect_make_no_batch_unless_they_are_of_one_size() {
     let folder = tempfile::tempdir().unwrap();
     let path = dataset(folder.path(), 5);
-    let keep =
-        |batch_size| LoaderOptions { resizer: Resizer::KeepAspectRatio { min: 20, max: 100 }, ..options(&path, batch_size) };
+    let keep = |batch_size| LoaderOptions { resizer: Resizer::keep_aspect_ratio(20, 100), ..options(&path, batch_size) };
     let mut alone = Loader::new(keep(1)).unwrap();
     for width in [40, 42, 44] {
         let batch = alone.next().unwrap();

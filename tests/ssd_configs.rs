@@ -5,6 +5,7 @@ mod common;
 use common::{seeded, zoo_config};
 use odh::config::zoo;
 use odh::detection::boxes::Groundtruth;
+use odh::models::pictures::{Frame, Pictures};
 use odh::models::ssd::{Predictions, Ssd};
 use odh::models::{DetectionModel, StepContext, from_config};
 use odh::net::exec::{self, Inference};
@@ -36,14 +37,14 @@ fn shapes(model: &Ssd, expected: &[(&str, &[i64])]) {
 }
 
 fn picture(model: &Ssd, seed: i64) -> Tensor {
-    let [height, width] = model.input_size().map(|side| side as i64);
+    let [height, width] = model.input_size().unwrap().map(|side| side as i64);
     seeded(seed, || Tensor::rand([1, height, width, 3], (Kind::Float, Device::Cpu))) * 255.0
 }
 
 /// Runs the network frozen; every anchor must have a prediction.
 fn infer(model: &Ssd, variables: &Variables, picture: &Tensor) -> Predictions {
     let outputs = Inference::new(model.graph(), variables).unwrap().run(&Ssd::preprocess(picture).unwrap()).unwrap();
-    let predictions = model.gather(&outputs).unwrap();
+    let predictions = model.gather(&outputs, &Frame::whole(model.input_size().unwrap(), 1)).unwrap();
     assert_eq!(predictions.box_encodings.size(), [1, model.anchors().len() as i64, 4]);
     predictions
 }
@@ -60,9 +61,10 @@ fn one_box() -> Groundtruth {
 fn learns(name: &str, replaced: &[(&str, &str)]) {
     let model = from_config(&zoo_config(name, replaced)).unwrap();
     let variables = Variables::new(model.variables(), 5, Device::Cpu).unwrap();
-    let odh::data::resize::Resizer::FixedShape { height, width } = model.resizer() else { panic!("{name} resizes otherwise") };
+    let [height, width] = model.resizer().fixed_size().unwrap_or_else(|| panic!("{name} resizes otherwise"));
     let (pictures, losses) = seeded(3, || {
         let pictures = Tensor::rand([2, height as i64, width as i64, 3], (Kind::Float, Device::Cpu)) * 255.0;
+        let pictures = Pictures::whole(&pictures);
         let losses = model.losses(&variables, &pictures, &[one_box(), one_box()], &mut StepContext::new(0, 0));
         (pictures, losses.unwrap())
     });
@@ -285,7 +287,7 @@ fn dropout_touches_the_class_predictions_of_training_alone() {
     let input = Ssd::preprocess(&x).unwrap();
     let run = |seed: i64| {
         let trained = seeded(seed, || exec::train(with.graph(), &variables, &input, 0).unwrap());
-        with.gather(&trained.outputs).unwrap()
+        with.gather(&trained.outputs, &Frame::whole(with.input_size().unwrap(), 1)).unwrap()
     };
     let (a, b, again) = (run(1), run(2), run(1));
     assert!(same(&a.box_encodings, &b.box_encodings));

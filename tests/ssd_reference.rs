@@ -8,6 +8,7 @@ use odh::config::pipeline;
 use odh::detection::boxes::Groundtruth;
 use odh::engine::optimizer::Optimizer;
 use odh::models::DetectionModel;
+use odh::models::pictures::Frame;
 use odh::models::ssd::Ssd;
 use odh::net::exec::{self, Inference};
 use odh::net::graph::{Initializer, Regularizer, Variable, VariableKind};
@@ -103,7 +104,7 @@ fn inference_equals_the_golden_tensors() {
         }
         let anchors: Vec<f32> = model.anchors().iter().flatten().copied().collect();
         assert!(golden.difference("pred/anchors", &anchors) < 1e-6, "{what}: anchors");
-        let predictions = model.gather(&outputs).unwrap();
+        let predictions = model.gather(&outputs, &Frame::whole([300; 2], images.size()[0] as usize)).unwrap();
         let d = golden.difference("pred/box_encodings", &values(&predictions.box_encodings));
         assert!(d < 2e-5, "{what}: box encodings: {d}");
         let classes = &predictions.class_predictions_with_background;
@@ -164,7 +165,7 @@ fn check_training_step(case: &Case) {
     assert!(golden.difference("preprocessed", &values(&preprocessed.permute([0, 2, 3, 1]))) < 1e-6);
 
     let pass = exec::train(model.graph(), &variables, &preprocessed, 0).unwrap();
-    let predictions = model.gather(&pass.outputs).unwrap();
+    let predictions = model.gather(&pass.outputs, &Frame::whole([300; 2], images.size()[0] as usize)).unwrap();
     let d = golden.difference("pred/box_encodings", &values(&predictions.box_encodings));
     assert!(d < 1e-3, "box encodings: {d}");
     let d = golden.difference("pred/class_predictions_with_background", &values(&predictions.class_predictions_with_background));
@@ -235,7 +236,9 @@ fn check_training_step(case: &Case) {
     // pixels by 1e-7 of their size before the step changes these losses by up to 15 % (localization) and 3 % (both together) here, and
     // TensorFlow's own runs with its oneDNN kernels and without part by 3.5 %.
     let pass = exec::train(model.graph(), &variables, &preprocessed, 0).unwrap();
-    let record = model.loss(&model.gather(&pass.outputs).unwrap(), &groundtruth).unwrap();
+    let record = model
+        .loss(&model.gather(&pass.outputs, &Frame::whole([300; 2], images.size()[0] as usize)).unwrap(), &groundtruth)
+        .unwrap();
     let [localization, classification] = [record.localization, record.classification].map(|loss| loss.double_value(&[]));
     let expected =
         ["localization_loss", "classification_loss"].map(|term| golden.scalar(&format!("after1step/loss/Loss/{term}")));

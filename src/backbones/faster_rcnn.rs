@@ -73,6 +73,12 @@ impl Pixels {
     pub const MINUS_ONE_TO_ONE: Self = Self { scale: 2.0 / 255.0, shift: [-1.0; 3] };
     /// The mean colour of ImageNet taken away, as ResNet V1 has it from VGG.
     pub const MINUS_MEAN: Self = Self { scale: 1.0, shift: [-123.68, -116.779, -103.939] };
+
+    /// Of a grey picture, which has no mean colour (upstream models/faster_rcnn_resnet_v1_feature_extractor.py, `preprocess`).
+    pub fn of_grey(self) -> Self {
+        let [red, green, blue] = self.shift;
+        if red == green && green == blue { self } else { Self { shift: [0.0; 3], ..self } }
+    }
 }
 
 /// The backbone named so, and its options.

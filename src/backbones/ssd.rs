@@ -106,28 +106,33 @@ pub fn named(name: &str) -> Result<&'static SsdBackbone> {
 
 /// Appends a feature extractor: the maps, finest first.
 ///
-/// * `image`: `[N, 3, H, W]` in [-1, 1]; `size`: its `[H, W]`.
+/// * `image`: `[N, C, H, W]` in [-1, 1]; `size`: its `[H, W]`, where all pictures have the same.
 ///
 /// # Errors
-/// If pictures must have another size, or the layout names a layer that the backbone lacks.
+/// If pictures must have another or one size, or the layout names a layer that the backbone lacks.
 pub fn append(
     graph: &mut Graph,
     image: NodeId,
-    size: [i64; 2],
+    size: Option<[i64; 2]>,
     backbone: &SsdBackbone,
     settings: &SsdSettings,
 ) -> Result<Vec<NodeId>> {
     if let Some(side) = backbone.side
-        && (size != [side; 2] || settings.pad_to_multiple > 1)
+        && (size != Some([side; 2]) || settings.pad_to_multiple > 1)
     {
+        let size = size.map_or("of any size".to_string(), |[height, width]| format!("{height} x {width}"));
         bail!(
-            "this feature extractor takes pictures of {side} x {side} with a pad_to_multiple of 1, not {} x {} with one of {}",
-            size[0],
-            size[1],
+            "this feature extractor takes pictures of {side} x {side} with a pad_to_multiple of 1, not {size} with one of {}",
             settings.pad_to_multiple
         );
     }
-    let image = pad_to_multiple(graph, image, size, settings.pad_to_multiple.max(1));
+    let image = match (size, settings.pad_to_multiple.max(1)) {
+        (_, 1) => image,
+        (Some(size), multiple) => pad_to_multiple(graph, image, size, multiple),
+        (None, multiple) => bail!(
+            "pad_to_multiple: {multiple} needs pictures of one size: resize with a fixed_shape_resizer, or set pad_to_max_dimension: true"
+        ),
+    };
     let scope = format!("FeatureExtractor/{}", backbone.scope);
     let own = backbone.slim.filter(|_| !settings.override_base).map(|slim| slim(settings.train_batch_norm));
     let base = Base {

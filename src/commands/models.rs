@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::config::weights::{self, Presence, WeightsOptions};
 use crate::config::zoo::{self, MODELS, ZooModel};
-use crate::data::resize::Resizer;
+use crate::data::resizer::Target;
 use crate::models::{self, DetectionModel};
 use crate::outln;
 use crate::proto::object_detection::protos as pb;
@@ -196,9 +196,9 @@ impl Network {
             trainable_variables: count(true).count(),
             parameters: parameters(false),
             trainable_parameters: parameters(true),
-            pictures: match model.resizer() {
-                Resizer::FixedShape { height, width } => format!("resized to {height} x {width}"),
-                Resizer::KeepAspectRatio { min, max } => {
+            pictures: match model.resizer().target {
+                Target::FixedShape { height, width } => format!("resized to {height} x {width}"),
+                Target::KeepAspectRatio { min, max } => {
                     format!("resized, keeping their aspect: short side {min}, long side {max} at most")
                 }
             },

@@ -103,22 +103,11 @@ const TABLE: &[Message] = &[
     all("GroupNorm", No("batch_norm is the only normalization")),
     fields("ImageResizer", &[
         ("fixed_shape_resizer", Yes),
-        // See `BY_PATH` for SSD.
         ("keep_aspect_ratio_resizer", Yes),
         ("identity_resizer", No("fixed_shape_resizer and keep_aspect_ratio_resizer are")),
     ]),
-    fields("FixedShapeResizer", &[
-        ("height", Yes), ("width", Yes),
-        ("resize_method", Only(&["BILINEAR"], "pictures are resized bilinearly")),
-        ("convert_to_grayscale", Only(FALSE, "networks take three channels")),
-    ]),
-    fields("KeepAspectRatioResizer", &[
-        ("min_dimension", Yes), ("max_dimension", Yes),
-        ("resize_method", Only(&["BILINEAR"], "pictures are resized bilinearly")),
-        ("pad_to_max_dimension", Only(FALSE, "pictures are not padded")),
-        ("convert_to_grayscale", Only(FALSE, "networks take three channels")),
-        ("per_channel_pad_value", NoEffect("pictures are not padded")),
-    ]),
+    all("FixedShapeResizer", Yes),
+    all("KeepAspectRatioResizer", Yes),
     all("IdentityResizer", No("fixed_shape_resizer and keep_aspect_ratio_resizer are")),
     fields("BoxCoder", &[
         ("faster_rcnn_box_coder", Yes), ("mean_stddev_box_coder", No("faster_rcnn_box_coder is")),
@@ -371,7 +360,6 @@ const CLIPPED: &[(&str, Support)] = &[("clip_boxes", Only(TRUE, "boxes that a cr
 
 /// Where a field means something else than elsewhere in its message.
 const BY_PATH: &[(&str, Support)] = &[
-    ("model.ssd.image_resizer.keep_aspect_ratio_resizer", No("SSD needs a fixed_shape_resizer")),
     (
         "model.faster_rcnn.second_stage_box_predictor.mask_rcnn_box_predictor.fc_hyperparams.op",
         Only(&["FC"], "these layers are fully connected"),
@@ -571,7 +559,7 @@ mod tests {
             "{text}"
         );
         assert!(ssd("add_background_class: false").contains("model.ssd.add_background_class: false: "));
-        assert!(ssd("image_resizer { keep_aspect_ratio_resizer {} }").contains("image_resizer.keep_aspect_ratio_resizer"));
+        assert!(ssd("image_resizer { identity_resizer {} }").contains("image_resizer.identity_resizer"));
         assert!(ssd("box_predictor { convolutional_box_predictor { box_code_size: 5 } }").contains("box_code_size: 5"));
         let frcnn = |inner: &str| refused(&format!("model {{ faster_rcnn {{ {inner} }} }}"));
         let masks =

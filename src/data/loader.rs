@@ -27,8 +27,8 @@ pub use crate::data::loader::order::Position;
 use crate::data::loader::pool::{Pool, Size, Stop};
 pub use crate::data::loader::records::Classes;
 use crate::data::loader::records::Records;
-pub use crate::data::resize::Resizer;
-use crate::data::resize::resize_bilinear_into;
+use crate::data::resizer::Resized;
+pub use crate::data::resizer::Resizer;
 use crate::data::sample::{Pixels, Sample};
 use crate::detection::boxes::Groundtruth;
 
@@ -81,12 +81,14 @@ impl LoaderOptions {
 /// One batch. `N` is the number of `names`.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// `[N, height, width, 3]`, RGB, 0 to 255.
+    /// `[N, height, width, 3]`, RGB, 0 to 255; one channel where the resizer makes them grey.
     pub images: Vec<f32>,
-    /// Of every picture here, pixels.
+    /// Of every picture here, padding included, pixels.
     pub height: usize,
-    /// Of every picture here, pixels.
+    /// Of every picture here, padding included, pixels.
     pub width: usize,
+    /// Height and width of each picture without padding, in pixels. `[N]`
+    pub sizes: Vec<(usize, usize)>,
     /// After augmentation, normalized. `[N]`
     pub groundtruth: Vec<Groundtruth>,
     /// File names as the records give them. `[N]`
@@ -103,11 +105,9 @@ pub struct Batch {
 
 /// One picture, ready for its batch.
 struct Prepared {
-    image: Vec<f32>,
+    image: Resized,
     groundtruth: Groundtruth,
     name: String,
-    /// Height and width as resized.
-    size: (usize, usize),
     source_size: (usize, usize),
     source: Option<RgbImage>,
 }
@@ -195,7 +195,7 @@ impl Feed {
                 || options.resizer.fixed_size().is_some()
                 || !Augmentation::vary_aspect(&options.augmentations),
             "train_config.batch_size: {} needs pictures of one size, but train_config.data_augmentation_options change their aspect and \
-             keep_aspect_ratio_resizer keeps it: set batch_size: 1 (--batch_size 1), or resize with a fixed_shape_resizer",
+             keep_aspect_ratio_resizer keeps it: set batch_size: 1 (--batch_size 1), pad them with pad_to_max_dimension: true, or resize with a fixed_shape_resizer",
             options.batch_size
         );
         let records = Records::open(&options.records)?;
@@ -273,11 +273,12 @@ fn assemble(pool: &Pool<Prepared>, batch_size: usize) -> Option<Result<Batch>> {
             None => break,
         };
         let batch = batch.get_or_insert_with(|| {
-            let (height, width) = prepared.size;
+            let (height, width) = prepared.image.frame;
             Batch {
-                images: Vec::with_capacity(batch_size * height * width * 3),
+                images: Vec::with_capacity(batch_size * prepared.image.pixels.len()),
                 height,
                 width,
+                sizes: Vec::with_capacity(batch_size),
                 groundtruth: Vec::with_capacity(batch_size),
                 names: Vec::with_capacity(batch_size),
                 source_sizes: Vec::with_capacity(batch_size),
@@ -286,19 +287,20 @@ fn assemble(pool: &Pool<Prepared>, batch_size: usize) -> Option<Result<Batch>> {
                 waited: Duration::ZERO,
             }
         });
-        if (batch.height, batch.width) != prepared.size {
+        if (batch.height, batch.width) != prepared.image.frame {
             return Some(Err(anyhow!(
                 "keep_aspect_ratio_resizer makes {} {}x{} and {} {}x{} (height x width), which cannot be in one batch: set \
-                 train_config.batch_size: 1 (--batch_size 1), or resize with a fixed_shape_resizer",
+                 train_config.batch_size: 1 (--batch_size 1), pad them with pad_to_max_dimension: true, or resize with a fixed_shape_resizer",
                 batch.names[0],
                 batch.height,
                 batch.width,
                 prepared.name,
-                prepared.size.0,
-                prepared.size.1
+                prepared.image.frame.0,
+                prepared.image.frame.1
             )));
         }
-        batch.images.extend_from_slice(&prepared.image);
+        batch.images.extend_from_slice(&prepared.image.pixels);
+        batch.sizes.push(prepared.image.size);
         batch.groundtruth.push(prepared.groundtruth);
         batch.names.push(prepared.name);
         batch.source_sizes.push(prepared.source_size);
@@ -319,21 +321,12 @@ fn prepare(records: &Records, order: &Order, options: &LoaderOptions, at: Positi
     for augmentation in &options.augmentations {
         augmentation.apply(&mut sample, &mut rng);
     }
-    let from = (sample.height, sample.width, 3);
-    let (height, width) = options.resizer.size_for((sample.height, sample.width));
-    let mut resized = vec![0.0; height * width * 3];
-    match &sample.pixels {
-        Pixels::Bytes(data) => resize_bilinear_into(data, from, (height, width), &mut resized),
-        Pixels::Floats(data) => resize_bilinear_into(data, from, (height, width), &mut resized),
-    }
-    Ok(Prepared {
-        image: resized,
-        groundtruth: sample.groundtruth,
-        name: labeled.filename,
-        size: (height, width),
-        source_size,
-        source,
-    })
+    let from = (sample.height, sample.width);
+    let image = match &sample.pixels {
+        Pixels::Bytes(data) => options.resizer.resize(data, from),
+        Pixels::Floats(data) => options.resizer.resize(data, from),
+    };
+    Ok(Prepared { image, groundtruth: sample.groundtruth, name: labeled.filename, source_size, source })
 }
 
 /// Whether a record path stands for something that can be read.

@@ -13,6 +13,7 @@ pub mod loader;
 pub mod palette;
 pub mod resample;
 pub mod resize;
+pub mod resizer;
 pub mod sample;
 pub mod split;
 pub mod text;

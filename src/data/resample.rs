@@ -1,4 +1,4 @@
-//! TensorFlow 1's other ways to resize a picture: nearest neighbour, bicubic and area. They serve augmentation only.
+//! TensorFlow 1's other ways to resize a picture: nearest neighbour, bicubic and area.
 //!
 //! Sources: `tensorflow/core/kernels/image/resize_{nearest_neighbor,bicubic,area}_op.cc`, legacy scaler.
 

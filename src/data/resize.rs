@@ -1,99 +1,6 @@
 //! Resizes pictures exactly as TensorFlow 1's `resize_bilinear` does (`align_corners=False`, no half-pixel centres).
 //!
-//! Source: `tensorflow/core/kernels/image/resize_bilinear_op.cc`, legacy scaler; upstream builders/image_resizer_builder.py and
-//! core/preprocessor.py, `resize_to_range`.
-
-use anyhow::{Context, Result, bail};
-
-use crate::proto::object_detection::protos as pb;
-
-/// What size a model wants its pictures.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Resizer {
-    /// This height and width, whatever the picture's shape.
-    FixedShape {
-        /// Pixels.
-        height: usize,
-        /// Pixels.
-        width: usize,
-    },
-    /// The shorter side becomes `min`, unless the longer would pass `max`: then the longer becomes `max`.
-    KeepAspectRatio {
-        /// Pixels.
-        min: usize,
-        /// Pixels.
-        max: usize,
-    },
-}
-
-impl Resizer {
-    /// The resizer that the message describes; `field` names it in errors.
-    ///
-    /// # Errors
-    /// If no resizer is set, its sides are no sizes, or it asks for what is not supported.
-    pub fn from_config(config: Option<&pb::ImageResizer>, field: &str) -> Result<Self> {
-        use pb::image_resizer::ImageResizerOneof as R;
-        let side = |name: &str, value: i32| {
-            usize::try_from(value).ok().filter(|&s| s > 0).with_context(|| format!("{field}.{name}: {value} is not a size"))
-        };
-        let plain = |name: &str, method: pb::ResizeType, grey: bool| {
-            if method != pb::ResizeType::Bilinear {
-                bail!("{field}.{name}.resize_method: only BILINEAR is supported");
-            }
-            if grey {
-                bail!("{field}.{name}.convert_to_grayscale: true is not supported");
-            }
-            Ok(())
-        };
-        match config.and_then(|r| r.image_resizer_oneof.as_ref()).with_context(|| format!("{field} is not set"))? {
-            R::FixedShapeResizer(r) => {
-                plain("fixed_shape_resizer", r.resize_method(), r.convert_to_grayscale())?;
-                let height = side("fixed_shape_resizer.height", r.height())?;
-                Ok(Self::FixedShape { height, width: side("fixed_shape_resizer.width", r.width())? })
-            }
-            R::KeepAspectRatioResizer(r) => {
-                plain("keep_aspect_ratio_resizer", r.resize_method(), r.convert_to_grayscale())?;
-                if r.pad_to_max_dimension() {
-                    bail!("{field}.keep_aspect_ratio_resizer.pad_to_max_dimension: true is not supported");
-                }
-                let min = side("keep_aspect_ratio_resizer.min_dimension", r.min_dimension())?;
-                let max = side("keep_aspect_ratio_resizer.max_dimension", r.max_dimension())?;
-                if min > max {
-                    bail!("{field}.keep_aspect_ratio_resizer: min_dimension {min} is above max_dimension {max}");
-                }
-                Ok(Self::KeepAspectRatio { min, max })
-            }
-            R::IdentityResizer(_) => {
-                bail!("{field}.identity_resizer is not supported; use fixed_shape_resizer or keep_aspect_ratio_resizer")
-            }
-        }
-    }
-
-    /// The height and width that a picture of `size` (height, width) is resized to.
-    pub fn size_for(self, size: (usize, usize)) -> (usize, usize) {
-        match self {
-            Self::FixedShape { height, width } => (height, width),
-            Self::KeepAspectRatio { min, max } => {
-                // Float32 and rounding to even, as TensorFlow's graph computes it: other arithmetic gives other sizes here and there.
-                let (height, width) = (size.0 as f32, size.1 as f32);
-                let scaled = |scale: f32| {
-                    let side = |s: f32| ((s * scale).round_ties_even() as usize).max(1);
-                    (side(height), side(width))
-                };
-                let large = scaled(min as f32 / height.min(width));
-                if large.0.max(large.1) > max { scaled(max as f32 / height.max(width)) } else { large }
-            }
-        }
-    }
-
-    /// The one size of all pictures, if there is one.
-    pub fn fixed_size(self) -> Option<[usize; 2]> {
-        match self {
-            Self::FixedShape { height, width } => Some([height, width]),
-            Self::KeepAspectRatio { .. } => None,
-        }
-    }
-}
+//! Source: `tensorflow/core/kernels/image/resize_bilinear_op.cc`, legacy scaler.
 
 /// How output coordinates lie on the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -217,18 +124,6 @@ pub fn resize_bilinear_with<T: Copy + Into<f32>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keeping_the_aspect_makes_the_shorter_side_the_minimum_or_the_longer_the_maximum() {
-        let resizer = Resizer::KeepAspectRatio { min: 600, max: 1024 };
-        assert_eq!(resizer.size_for((636, 904)), (600, 853));
-        assert_eq!(resizer.size_for((300, 600)), (512, 1024));
-        assert_eq!(resizer.size_for((2000, 100)), (1024, 51));
-        // 0.5 goes to the even neighbour: 2.5 to 2, 3.5 to 4.
-        let small = Resizer::KeepAspectRatio { min: 1, max: 100 };
-        assert_eq!(small.size_for((2, 5)), (1, 2));
-        assert_eq!(small.size_for((7, 2)), (4, 1));
-    }
 
     #[test]
     fn the_same_size_is_the_same_picture() {

@@ -9,10 +9,10 @@ pub struct SsdAnchors {
     specs: Vec<Vec<(f32, f32)>>,
     /// `[height, width]`: the anchor of scale 1 and ratio 1, in units of the picture's shorter side.
     base_size: [f32; 2],
-    /// `[height, width]` between cells, normalized to the picture, a layer; where absent, one over the grid.
-    strides: Vec<[f32; 2]>,
+    /// `[height, width]` between cells in pixels, a layer; where absent, one over the grid.
+    strides_px: Vec<[f32; 2]>,
     /// Centre of the first cell, likewise; where absent, half a stride.
-    offsets: Vec<[f32; 2]>,
+    offsets_px: Vec<[f32; 2]>,
 }
 
 /// What `SsdAnchors` is made from: the fields of the message `SsdAnchorGenerator`.
@@ -38,7 +38,7 @@ pub struct SsdAnchorOptions {
 
 impl SsdAnchors {
     /// The anchors' shapes; positions need the grids.
-    pub fn new(options: &SsdAnchorOptions, picture: [usize; 2]) -> Self {
+    pub fn new(options: &SsdAnchorOptions) -> Self {
         let n = options.num_layers;
         // As upstream in double precision; 1.0 follows the last layer's scale.
         let mut scales: Vec<f64> = if options.scales.is_empty() {
@@ -62,19 +62,39 @@ impl SsdAnchors {
                 spec
             })
             .collect();
-        let [height, width] = picture.map(|side| side as f32);
-        let normalized = |h: &[i32], w: &[i32]| h.iter().zip(w).map(|(&h, &w)| [h as f32 / height, w as f32 / width]).collect();
+        let pairs = |h: &[i32], w: &[i32]| h.iter().zip(w).map(|(&h, &w)| [h as f32, w as f32]).collect();
         Self {
             specs,
             base_size: [options.base_anchor_height, options.base_anchor_width],
-            strides: normalized(&options.height_stride, &options.width_stride),
-            offsets: normalized(&options.height_offset, &options.width_offset),
+            strides_px: pairs(&options.height_stride, &options.width_stride),
+            offsets_px: pairs(&options.height_offset, &options.width_offset),
         }
     }
 
     /// Anchors of a cell, a layer.
     pub fn per_cell(&self) -> Vec<usize> {
         self.specs.iter().map(Vec::len).collect()
+    }
+
+    /// `[height, width]` of each anchor of a cell, where the base anchor is 1.
+    pub fn shapes(&self, layer: usize) -> Vec<[f32; 2]> {
+        let shape = |&(scale, ratio): &(f32, f32)| [scale / ratio.sqrt(), scale * ratio.sqrt()];
+        self.specs[layer].iter().map(shape).collect()
+    }
+
+    /// `[height, width]` of the base anchor, in units of the picture's shorter side.
+    pub fn base_size(&self) -> [f32; 2] {
+        self.base_size
+    }
+
+    /// `[vertical, horizontal]` between cells in pixels, where the config says so; otherwise the cells share the picture evenly.
+    pub fn stride_px(&self, layer: usize) -> Option<[f32; 2]> {
+        self.strides_px.get(layer).copied()
+    }
+
+    /// Centre of the first cell in pixels, where the config says so; otherwise half a stride.
+    pub fn offset_px(&self, layer: usize) -> Option<[f32; 2]> {
+        self.offsets_px.get(layer).copied()
     }
 
     /// All anchors, layer by layer, row by row, then by their order in a cell: `[A]`, normalized.
@@ -87,15 +107,15 @@ impl SsdAnchors {
         let shorter = height.min(width);
         let base = [shorter / height * self.base_size[0], shorter / width * self.base_size[1]];
         let mut anchors = Vec::new();
-        for (layer, (grid, spec)) in grids.iter().zip(&self.specs).enumerate() {
-            let stride = self.strides.get(layer).copied().unwrap_or([1.0 / grid[0] as f32, 1.0 / grid[1] as f32]);
-            let offset = self.offsets.get(layer).copied().unwrap_or([0.5 * stride[0], 0.5 * stride[1]]);
+        for (layer, grid) in grids.iter().enumerate() {
+            let shapes = self.shapes(layer);
+            let share = |px: &[f32; 2]| [px[0] / height, px[1] / width];
+            let stride = self.strides_px.get(layer).map_or([1.0 / grid[0] as f32, 1.0 / grid[1] as f32], share);
+            let offset = self.offsets_px.get(layer).map_or([0.5 * stride[0], 0.5 * stride[1]], share);
             for y in 0..grid[0] {
                 for x in 0..grid[1] {
                     let (cy, cx) = (y as f32 * stride[0] + offset[0], x as f32 * stride[1] + offset[1]);
-                    for &(scale, ratio) in spec {
-                        let root = ratio.sqrt();
-                        let (h, w) = (scale / root * base[0], scale * root * base[1]);
+                    for [h, w] in shapes.iter().map(|s| [s[0] * base[0], s[1] * base[1]]) {
                         anchors.push([cy - 0.5 * h, cx - 0.5 * w, cy + 0.5 * h, cx + 0.5 * w]);
                     }
                 }
@@ -178,7 +198,7 @@ mod tests {
 
     #[test]
     fn the_zoos_ssd_has_1917_anchors() {
-        let anchors = SsdAnchors::new(&zoo(), [300, 300]);
+        let anchors = SsdAnchors::new(&zoo());
         assert_eq!(anchors.per_cell(), [3, 6, 6, 6, 6, 6]);
         let all = anchors.generate(&[[19, 19], [10, 10], [5, 5], [3, 3], [2, 2], [1, 1]], [300, 300]);
         assert_eq!(all.len(), 1917);
@@ -208,7 +228,7 @@ mod tests {
             base_anchor_width: 2.0,
             ..zoo()
         };
-        let anchors = SsdAnchors::new(&options, [100, 100]);
+        let anchors = SsdAnchors::new(&options);
         assert_eq!(anchors.per_cell(), [3, 3]);
         // By hand, around the middle of one cell: 0.2 and 0.4; 0.1 and 0.8; the scale between is the root of 0.2 * 0.8, 0.4, whose ratio of
         // 2 gives 0.4 / sqrt(2) and 0.8 * sqrt(2). After the last scale comes 1: sqrt(0.8).
@@ -226,7 +246,7 @@ mod tests {
             ],
         );
         let none = SsdAnchorOptions { interpolated_scale_aspect_ratio: 0.0, ..options };
-        assert_eq!(SsdAnchors::new(&none, [100, 100]).per_cell(), [2, 2]);
+        assert_eq!(SsdAnchors::new(&none).per_cell(), [2, 2]);
     }
 
     #[test]
@@ -243,7 +263,7 @@ mod tests {
             width_offset: vec![25],
             ..zoo()
         };
-        let mine = SsdAnchors::new(&options, [100, 100]).generate(&[[2, 2]], [100, 100]);
+        let mine = SsdAnchors::new(&options).generate(&[[2, 2]], [100, 100]);
         let at = |y: f32, x: f32| [y - 0.05, x - 0.05, y + 0.05, x + 0.05];
         near(&mine, &[at(0.1, 0.25), at(0.1, 0.75), at(0.3, 0.25), at(0.3, 0.75)]);
     }
@@ -269,7 +289,7 @@ mod tests {
 
     #[test]
     fn anchors_of_a_wide_picture_are_square_in_pixels() {
-        let anchors = SsdAnchors::new(&zoo(), [100, 200]).generate(&[[1, 1]; 6], [100, 200]);
+        let anchors = SsdAnchors::new(&zoo()).generate(&[[1, 1]; 6], [100, 200]);
         let [ymin, xmin, ymax, xmax] = anchors[0];
         assert!(((ymax - ymin) * 100.0 - (xmax - xmin) * 200.0).abs() < 1e-4);
     }

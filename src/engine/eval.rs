@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use tch::{Device, Tensor};
+use tch::Device;
 
 use super::eval_report::{EvalReport, EvalRun};
 use crate::config::label_map::LabelMap;
@@ -15,7 +15,8 @@ use crate::formats::events::EventWriter;
 use crate::metrics::coco::CocoEvaluator;
 use crate::metrics::matching::{PictureDetections, PictureGroundtruth};
 use crate::metrics::pascal::PascalEvaluator;
-use crate::models::{DetectionModel, Frozen};
+use crate::models::DetectionModel;
+use crate::models::pictures::Pictures;
 use crate::net::variables::Variables;
 use crate::{exit, interrupt};
 
@@ -88,7 +89,8 @@ pub fn evaluate(
             return Err(exit::interrupted(format!("stopped while evaluating `{}`", checkpoint.display())));
         }
         let batch = batch?;
-        let found = detect_resized(network.as_ref(), &batch.images, [batch.height, batch.width], device)?;
+        let pictures = Pictures::new(&batch.images, (batch.height, batch.width), &batch.sizes, device)?;
+        let found = network.detect(&pictures)?;
         for (i, detections) in found.iter().enumerate() {
             let (height, width) = batch.source_sizes[i];
             let groundtruth = PictureGroundtruth::from_normalized(&batch.groundtruth[i], height, width);
@@ -125,17 +127,6 @@ pub fn write(evaluated: &Evaluated, folder: &Path, events: &mut EventWriter) -> 
     }
     events.flush()?;
     evaluated.report.write(folder)
-}
-
-/// Runs a frozen model on resized pictures: `[N, H, W, 3]`, 0..255.
-pub fn detect_resized(
-    network: &dyn Frozen,
-    images: &[f32],
-    [height, width]: [usize; 2],
-    device: Device,
-) -> Result<Vec<crate::detection::boxes::Detections>> {
-    let images = Tensor::from_slice(images).f_view([-1, height as i64, width as i64, 3])?.f_to_device(device)?;
-    network.detect(&images)
 }
 
 /// What the records' classes may be.

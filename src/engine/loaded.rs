@@ -7,12 +7,12 @@ use tch::Device;
 
 use super::checkpoint;
 use super::detect::PictureDetector;
-use super::eval::detect_resized;
 use crate::config::label_map::LabelMap;
 use crate::config::pipeline;
 use crate::data::image::RgbImage;
-use crate::data::resize::{Resizer, resize_bilinear};
+use crate::data::resizer::Resizer;
 use crate::detection::boxes::Detections;
+use crate::models::pictures::Pictures;
 use crate::models::{self, DetectionModel, Frozen};
 use crate::net::shim;
 use crate::net::variables::Variables;
@@ -61,9 +61,9 @@ impl ModelDetector {
 
 impl PictureDetector for ModelDetector {
     fn detect(&mut self, picture: &RgbImage) -> Result<Detections> {
-        let (height, width) = self.resizer.size_for((picture.height, picture.width));
-        let resized = resize_bilinear(&picture.data, picture.height, picture.width, 3, height, width);
-        let mut found = detect_resized(self.network.as_ref(), &resized, [height, width], self.device)?;
+        let resized = self.resizer.resize(&picture.data, (picture.height, picture.width));
+        let pictures = Pictures::new(&resized.pixels, resized.frame, &[resized.size], self.device)?;
+        let mut found = self.network.detect(&pictures)?;
         found.pop().context("the model gave nothing for the picture")
     }
 

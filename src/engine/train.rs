@@ -14,6 +14,7 @@ use crate::config::label_map::LabelMap;
 use crate::data::augment::Augmentation;
 use crate::data::loader::{Batch, Loader, LoaderOptions, Position};
 use crate::formats::events::EventWriter;
+use crate::models::pictures::Pictures;
 use crate::models::{DetectionModel, Losses, StepContext};
 use crate::net::exec::apply_moving_updates;
 use crate::net::shim;
@@ -249,8 +250,7 @@ impl Run<'_> {
         let device = self.options.device;
         // Dropout draws from libtorch's generator: bound to the step, a resumed run draws the same.
         tch::manual_seed((self.state.seed ^ (self.step << 20)) as i64 & i64::MAX);
-        let shape = [batch.names.len() as i64, batch.height as i64, batch.width as i64, 3];
-        let images = Tensor::from_slice(&batch.images).f_view(shape)?.f_to_device(device)?;
+        let images = Pictures::new(&batch.images, (batch.height, batch.width), &batch.sizes, device)?;
         let mut context = StepContext::new(self.state.seed, self.step);
         let losses = self.model.losses(&self.variables, &images, &batch.groundtruth, &mut context)?;
         let regularization = self.optimizer.regularization(&self.variables)?;

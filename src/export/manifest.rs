@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::detector::Detector;
 use super::parity::Parity;
 use crate::config::label_map::LabelMap;
-use crate::data::resize::Resizer;
+use crate::data::resizer::Target;
 
 /// The facts of a model, whatever it is written as.
 #[derive(Debug, Serialize)]
@@ -82,9 +82,9 @@ impl Facts {
                 dtype: "uint8",
                 shape: [-1, -1, -1, 3],
                 color: "RGB",
-                resized_to: match detector.model().resizer() {
-                    Resizer::FixedShape { height, width } => serde_json::json!({ "height": height, "width": width }),
-                    Resizer::KeepAspectRatio { min, max } => serde_json::json!({ "short_side": min, "long_side_at_most": max }),
+                resized_to: match detector.model().resizer().target {
+                    Target::FixedShape { height, width } => serde_json::json!({ "height": height, "width": width }),
+                    Target::KeepAspectRatio { min, max } => serde_json::json!({ "short_side": min, "long_side_at_most": max }),
                 },
             },
             outputs: [

@@ -1,6 +1,6 @@
 //! What the writers of other programs' formats need to know of an SSD: its network and the numbers before and after it.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::backbones::faster_rcnn::Pixels;
 use crate::detection::box_coder::BoxCoder;
@@ -45,19 +45,19 @@ pub struct Head {
 
 impl<'a> SsdExport<'a> {
     /// The description of a model.
-    pub fn new(model: &'a Ssd) -> Self {
+    pub fn new(model: &'a Ssd) -> Result<Self> {
         let heads = model.predictors().iter().map(|p| Head { boxes: p.boxes, classes: p.classes }).collect();
-        Self {
+        Ok(Self {
             graph: model.graph(),
             heads,
             num_classes: model.num_classes(),
-            picture: model.input_size(),
+            picture: model.input_size().context("an SSD of pictures of many sizes is not exported")?,
             pixels: Pixels::MINUS_ONE_TO_ONE,
             anchors: model.anchors(),
             coder: *model.coder(),
             scores: model.converter(),
             nms: *model.nms(),
-        }
+        })
     }
 
     /// Whether the parts fit together.

@@ -7,9 +7,10 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
+use super::pictures::Frame;
 use super::position_sensitive::BinShares;
 use super::post_processing::{ScoreConverter, host_values};
-use super::rpn::{Proposals, window_px};
+use super::rpn::Proposals;
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::{BBox, Detections, Groundtruth, clip, scale};
 use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
@@ -72,11 +73,11 @@ pub struct BoxClassifier {
 /// The proposals of a batch, as the second stage sees them: one list, picture by picture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Regioned {
-    /// `[height, width]` of the pictures.
-    pub picture_px: [usize; 2],
+    /// The pictures' sizes.
+    pub frame: Frame,
     /// How many are of each picture. `[N]`
     pub counts: Vec<usize>,
-    /// `[R]`
+    /// As shares of the batch's sides, padding included. `[R]`
     pub boxes: Vec<BBox>,
     /// The same in pixels, computed from the normalized ones as upstream does. `[R]`
     pub boxes_px: Vec<BBox>,
@@ -150,9 +151,9 @@ const CLASSES: &str = "class_predictions";
 
 impl Regioned {
     /// * `boxes_px`: a picture each.
-    pub fn new<'b>(boxes_px: impl IntoIterator<Item = &'b [BBox]>, picture_px: [usize; 2]) -> Self {
-        let mut regions = Self { picture_px, counts: Vec::new(), boxes: Vec::new(), boxes_px: Vec::new() };
-        let size = picture_px.map(|side| side as f32);
+    pub fn new<'b>(boxes_px: impl IntoIterator<Item = &'b [BBox]>, frame: &Frame) -> Self {
+        let mut regions = Self { frame: frame.clone(), counts: Vec::new(), boxes: Vec::new(), boxes_px: Vec::new() };
+        let size = frame.px.map(|side| side as f32);
         for boxes in boxes_px {
             regions.counts.push(boxes.len());
             regions.boxes.extend(boxes.iter().map(|b| scale(b, size.map(|side| 1.0 / side))));
@@ -324,13 +325,14 @@ impl BoxClassifier {
     pub fn postprocess(&self, classified: &Classified, regions: &Regioned) -> Result<Vec<Detections>> {
         let scores = self.converter.convert(&classified.class_predictions)?.f_slice(1, 1, i64::MAX, 1)?; // [R, K]
         let (scores, codes) = (host_values(&scores)?, host_values(&classified.refined_box_encodings)?);
-        let window = window_px(regions.picture_px);
-        let frame = [1.0 / window[2], 1.0 / window[3]];
+        let windows = regions.frame.windows_px();
         let k = self.num_classes;
         Ok(regions
             .ranges()
             .into_par_iter()
-            .map(|rows| {
+            .zip(&windows)
+            .map(|(rows, window)| {
+                let own = [1.0 / window[2], 1.0 / window[3]];
                 let boxes: Vec<BBox> = rows
                     .clone()
                     .flat_map(|r| (0..k).map(move |class| (r, class)))
@@ -338,7 +340,7 @@ impl BoxClassifier {
                         let at = (r * k + class) * 4;
                         let decoded = self.coder.decode(&codes[at..at + 4], &regions.boxes_px[r]);
                         // Suppression is done on normalized boxes, as upstream does it.
-                        scale(&clip(&decoded, &window), frame)
+                        scale(&clip(&decoded, window), own)
                     })
                     .collect();
                 multiclass_clipped(ClassBoxes::Own(&boxes), &scores[rows.start * k..rows.end * k], k, &self.nms)

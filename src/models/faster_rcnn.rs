@@ -7,11 +7,12 @@ use anyhow::Result;
 use tch::{Kind, Tensor};
 
 use super::box_classifier::{BoxClassifier, BoxClassifierLoss, Classified, Regioned};
+use super::pictures::Pictures;
 use super::rpn::{FirstStage, Phase, Rpn, RpnLoss};
 use super::{DetectionModel, Frozen, Losses, StepContext, faster_rcnn_config};
 use crate::backbones::faster_rcnn::{Pixels, RESTORED_SCOPES};
-use crate::data::resize::Resizer;
-use crate::detection::boxes::{Detections, Groundtruth, scale};
+use crate::data::resizer::Resizer;
+use crate::detection::boxes::{Detections, Groundtruth};
 use crate::net::exec::{self, Inference, MovingUpdate};
 use crate::net::graph::{Graph, NodeId, Variable};
 use crate::net::variables::Variables;
@@ -76,31 +77,32 @@ impl FasterRcnn {
         &self.classifier
     }
 
-    /// From `[N, H, W, 3]` in 0..255 to `[N, 3, H, W]` as the backbone wants it, in channels-last memory order.
+    /// From `[N, H, W, C]` in 0..255 to `[N, C, H, W]` as the backbone wants it, in channels-last memory order.
     pub fn preprocess(&self, images: &Tensor) -> Result<Tensor> {
-        let shift = Tensor::from_slice(&self.pixels.shift).f_view([1, 3, 1, 1])?.f_to_device(images.device())?;
+        let shift = Tensor::from_slice(&self.pixels.shift[..self.resizer.channels()]);
+        let shift = shift.f_view([1, -1, 1, 1])?.f_to_device(images.device())?;
         let scaled = images.f_permute([0i64, 3, 1, 2])?.f_mul_scalar(self.pixels.scale)?;
         Ok(scaled.f_add(&shift)?)
     }
 
     /// One pass with gradients.
     ///
-    /// * `images`: as [`DetectionModel::losses`] has them.
+    /// * `pictures`, `groundtruth`: as [`DetectionModel::losses`] has them.
     pub fn train(
         &self,
         variables: &Variables,
-        images: &Tensor,
+        pictures: &Pictures,
         groundtruth: &[Groundtruth],
         context: &mut StepContext,
     ) -> Result<Pass> {
-        let picture_px = picture_size(images);
-        let groundtruth_px: Vec<Groundtruth> = groundtruth.iter().map(|g| in_pixels(g, picture_px)).collect();
-        let pass = exec::train(&self.first, variables, &self.preprocess(images)?, context.step)?;
+        let frame = &pictures.frame;
+        let groundtruth_px = frame.in_pixels(groundtruth);
+        let pass = exec::train(&self.first, variables, &self.preprocess(&pictures.pixels)?, context.step)?;
         let mut moving = pass.moving;
-        let first = self.rpn.gather(&pass.outputs, picture_px, Phase::Training)?;
+        let first = self.rpn.gather(&pass.outputs, frame, Phase::Training)?;
         let proposals = self.rpn.proposals(&first)?;
         let sampled = self.classifier.sample(&proposals, &groundtruth_px, &mut context.shuffle);
-        let regions = Regioned::new(sampled.iter().map(Vec::as_slice), picture_px);
+        let regions = Regioned::new(sampled.iter().map(Vec::as_slice), frame);
         let (mut classified, mut classifier_loss) = (None, None);
         if !regions.boxes.is_empty() {
             let second = self.classifier.classify(&first.map, &regions, |input| {
@@ -114,18 +116,6 @@ impl FasterRcnn {
         let rpn_loss = self.rpn.loss(&first, &groundtruth_px, &mut context.shuffle)?;
         Ok(Pass { first, regions, classified, rpn_loss, classifier_loss, moving })
     }
-}
-
-/// `[height, width]` of `[N, H, W, 3]`.
-fn picture_size(images: &Tensor) -> [usize; 2] {
-    let size = images.size();
-    [size[1] as usize, size[2] as usize]
-}
-
-/// Groundtruth in pixels of the resized picture.
-fn in_pixels(groundtruth: &Groundtruth, picture_px: [usize; 2]) -> Groundtruth {
-    let size = picture_px.map(|side| side as f32);
-    Groundtruth { boxes: groundtruth.boxes.iter().map(|b| scale(b, size)).collect(), ..groundtruth.clone() }
 }
 
 impl DetectionModel for FasterRcnn {
@@ -148,12 +138,12 @@ impl DetectionModel for FasterRcnn {
     fn losses(
         &self,
         variables: &Variables,
-        images: &Tensor,
+        pictures: &Pictures,
         groundtruth: &[Groundtruth],
         context: &mut StepContext,
     ) -> Result<Losses> {
-        let pass = self.train(variables, images, groundtruth, context)?;
-        let zero = || Tensor::f_zeros([0i64; 0], (Kind::Float, images.device()));
+        let pass = self.train(variables, pictures, groundtruth, context)?;
+        let zero = || Tensor::f_zeros([0i64; 0], (Kind::Float, pictures.pixels.device()));
         let (localization, classification) = match pass.classifier_loss {
             Some(loss) => (loss.localization, loss.classification),
             None => (zero()?, zero()?),
@@ -187,15 +177,14 @@ struct FrozenFasterRcnn {
 }
 
 impl Frozen for FrozenFasterRcnn {
-    fn detect(&self, images: &Tensor) -> Result<Vec<Detections>> {
+    fn detect(&self, pictures: &Pictures) -> Result<Vec<Detections>> {
         let FasterRcnn { rpn, classifier, .. } = &self.model;
         tch::no_grad(|| {
-            let picture_px = picture_size(images);
-            let outputs = self.first.run(&self.model.preprocess(images)?)?;
-            let first = rpn.gather(&outputs, picture_px, Phase::Inference)?;
+            let outputs = self.first.run(&self.model.preprocess(&pictures.pixels)?)?;
+            let first = rpn.gather(&outputs, &pictures.frame, Phase::Inference)?;
             drop(outputs);
             let proposals = rpn.proposals(&first)?;
-            let regions = Regioned::new(proposals.iter().map(|p| p.boxes_px.as_slice()), picture_px);
+            let regions = Regioned::new(proposals.iter().map(|p| p.boxes_px.as_slice()), &pictures.frame);
             if regions.boxes.is_empty() {
                 return Ok(vec![Detections::default(); proposals.len()]);
             }

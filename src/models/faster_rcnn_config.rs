@@ -10,7 +10,7 @@ use super::faster_rcnn::FasterRcnn;
 use super::post_processing;
 use super::rpn::{self, Rpn, RpnLayers};
 use crate::backbones::faster_rcnn::{FIRST_STAGE_SCOPE, FasterRcnnBackbone, SECOND_STAGE_SCOPE, StageOptions, backbone};
-use crate::data::resize::Resizer;
+use crate::data::resizer::Resizer;
 use crate::detection::anchors::GridAnchors;
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
@@ -44,13 +44,14 @@ pub fn build(config: &pb::FasterRcnn) -> Result<FasterRcnn> {
 
     let anchors = anchors(config)?;
     let mut first = Graph::new();
-    let image = first.input("Preprocessor/sub", 3);
+    let resizer = Resizer::from_config(config.image_resizer.as_ref(), &format!("{FIELD}.image_resizer"))?;
+    let image = first.input("Preprocessor/sub", resizer.channels() as i64);
     let map = (backbone.first_stage)(&mut first, image, &Scope::new(FIRST_STAGE_SCOPE), &options);
     let rpn_features = rpn::append(&mut first, map, &rpn_layers(config)?, anchors.per_cell());
     let classifier = classifier(config, num_classes, (&backbone, &options, first.channels(map)))?;
     Ok(FasterRcnn {
-        resizer: Resizer::from_config(config.image_resizer.as_ref(), &format!("{FIELD}.image_resizer"))?,
-        pixels: backbone.pixels,
+        resizer,
+        pixels: if resizer.grey { backbone.pixels.of_grey() } else { backbone.pixels },
         rpn_features,
         rpn: rpn(config, anchors)?,
         variables: union(&first, &classifier.graph),

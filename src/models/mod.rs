@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, bail};
 use tch::Tensor;
 
-use crate::data::resize::Resizer;
+use self::pictures::Pictures;
+use crate::data::resizer::Resizer;
 use crate::detection::boxes::{Detections, Groundtruth};
 use crate::detection::sampler::Shuffle;
 use crate::net::exec::MovingUpdate;
@@ -15,6 +16,7 @@ pub mod box_classifier;
 pub mod box_predictor;
 pub mod faster_rcnn;
 mod faster_rcnn_config;
+pub mod pictures;
 mod position_sensitive;
 pub mod post_processing;
 pub mod rpn;
@@ -69,11 +71,11 @@ pub trait DetectionModel {
 
     /// The losses of a batch, with gradients.
     ///
-    /// * `images`: `[N, H, W, 3]`, RGB in 0..255, resized; on the variables' device.
+    /// * `pictures`: resized, on the variables' device; `groundtruth`: normalized to each picture without padding.
     fn losses(
         &self,
         variables: &Variables,
-        images: &Tensor,
+        pictures: &Pictures,
         groundtruth: &[Groundtruth],
         context: &mut StepContext,
     ) -> Result<Losses>;
@@ -84,10 +86,10 @@ pub trait DetectionModel {
 
 /// A model ready for inference.
 pub trait Frozen {
-    /// What is in each picture.
+    /// What is in each picture, normalized to it without padding.
     ///
-    /// * `images`: `[N, H, W, 3]`, RGB in 0..255, resized.
-    fn detect(&self, images: &Tensor) -> Result<Vec<Detections>>;
+    /// * `pictures`: resized.
+    fn detect(&self, pictures: &Pictures) -> Result<Vec<Detections>>;
 }
 
 /// The model that a pipeline config describes.

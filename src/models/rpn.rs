@@ -5,6 +5,7 @@ use anyhow::Result;
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
+use super::pictures::Frame;
 use super::post_processing::host_values;
 use crate::detection::anchors::GridAnchors;
 use crate::detection::box_coder::BoxCoder;
@@ -63,8 +64,8 @@ pub enum Phase {
 /// What the first stage says of a batch.
 #[derive(Debug)]
 pub struct FirstStage {
-    /// `[height, width]` of the pictures.
-    pub picture_px: [usize; 2],
+    /// The pictures' sizes.
+    pub frame: Frame,
     /// What proposals are cropped from, `[N, C, h, w]`.
     pub map: Tensor,
     /// `[A]`, in pixels.
@@ -110,9 +111,9 @@ pub fn append(graph: &mut Graph, map: NodeId, layers: &RpnLayers, per_cell: usiz
 }
 
 impl Rpn {
-    /// Collects what the graph gave for pictures of that size. In training, a picture too narrow for any anchor has none, and so no losses,
+    /// Collects what the graph gave for pictures of these sizes. Anchors may lie on padding. In training, a picture too narrow for any anchor has none, and so no losses,
     /// where upstream divides by zero.
-    pub fn gather(&self, outputs: &Outputs, picture_px: [usize; 2], phase: Phase) -> Result<FirstStage> {
+    pub fn gather(&self, outputs: &Outputs, frame: &Frame, phase: Phase) -> Result<FirstStage> {
         let rows = |name: &str, columns: i64| -> Result<Tensor> {
             let map = &outputs[name]; // [N, per_cell * columns, h, w]
             Ok(map.f_permute([0i64, 2, 3, 1])?.f_reshape([map.size()[0], -1, columns])?) // [N, A, columns]
@@ -120,7 +121,7 @@ impl Rpn {
         let (mut box_encodings, mut objectness) = (rows("box_encodings", 4)?, rows("objectness", 2)?);
         let size = outputs["box_encodings"].size();
         let mut anchors_px = self.anchors.generate([size[2], size[3]]);
-        let window = window_px(picture_px);
+        let window = frame.window_px();
         match phase {
             Phase::Inference => anchors_px.iter_mut().for_each(|a| *a = clip(a, &window)),
             Phase::Training => {
@@ -132,14 +133,14 @@ impl Rpn {
                 objectness = objectness.f_index_select(1, &kept)?;
             }
         }
-        Ok(FirstStage { picture_px, map: outputs["map"].shallow_clone(), anchors_px, box_encodings, objectness })
+        Ok(FirstStage { frame: frame.clone(), map: outputs["map"].shallow_clone(), anchors_px, box_encodings, objectness })
     }
 
-    /// The best boxes of each picture; no gradient flows through them. A GPU waits here.
+    /// The best boxes of each picture, which may lie on padding as upstream's do; no gradient flows through them. A GPU waits here.
     pub fn proposals(&self, first: &FirstStage) -> Result<Vec<Proposals>> {
         let scores = first.objectness.f_detach()?.f_softmax(-1, Kind::Float)?.f_select(2, 1)?; // [N, A]
         let (scores, codes) = (host_values(&scores)?, host_values(&first.box_encodings)?);
-        let window = window_px(first.picture_px);
+        let window = first.frame.window_px();
         let anchors = &first.anchors_px;
         let a = anchors.len();
         if a == 0 {
@@ -209,9 +210,4 @@ impl Rpn {
             sampled,
         })
     }
-}
-
-/// The whole picture, in pixels.
-pub fn window_px([height, width]: [usize; 2]) -> BBox {
-    [0.0, 0.0, height as f32, width as f32]
 }

@@ -8,32 +8,33 @@ use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
 use super::box_predictor::Predicted;
+use super::pictures::{Frame, Pictures};
 use super::post_processing::{ScoreConverter, host_values};
 use super::{DetectionModel, Frozen, Losses, StepContext, ssd_config};
-use crate::data::resize::Resizer;
+use crate::data::resizer::Resizer;
+use crate::detection::anchors::SsdAnchors;
 use crate::detection::box_coder::BoxCoder;
-use crate::detection::boxes::{BBox, Detections, Groundtruth};
+use crate::detection::boxes::{BBox, Detections, Groundtruth, clip, scale};
 use crate::detection::hard_example_miner::{HardExampleMiner, Mined, RankBy};
 use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
 use crate::detection::matcher::Matcher;
-use crate::detection::nms::{NmsOptions, multiclass};
+use crate::detection::nms::{ClassBoxes, NmsOptions, multiclass_clipped};
 use crate::detection::target_assigner::{Targets, assign};
 use crate::net::exec::{self, Inference, Outputs};
 use crate::net::graph::{Graph, Variable};
 use crate::net::variables::Variables;
 use crate::proto::object_detection::protos as pb;
 
-/// The picture, in normalized coordinates.
-const WINDOW: BBox = [0.0, 0.0, 1.0, 1.0];
-
 /// An SSD without its variables.
 #[derive(Debug, Clone)]
 pub struct Ssd {
     num_classes: usize,
-    input_size: [usize; 2],
+    resizer: Resizer,
     graph: Arc<Graph>,
     predictors: Vec<Predicted>,
     per_cell: Vec<usize>,
+    shapes: SsdAnchors,
+    /// Where all pictures have the same size; otherwise none.
     anchors: Vec<BBox>,
     coder: BoxCoder,
     matcher: Matcher,
@@ -67,6 +68,10 @@ pub struct Predictions {
     pub box_encodings: Tensor,
     /// Logits, background first: `[N, A, K + 1]`.
     pub class_predictions_with_background: Tensor,
+    /// Normalized to the batch's pictures, padding included. `[A]`
+    pub anchors: Vec<BBox>,
+    /// The pictures' sizes.
+    pub frame: Frame,
 }
 
 /// What the loss was made from; kept for tests and diagnosis.
@@ -84,11 +89,12 @@ impl Ssd {
     /// # Errors
     /// If the message sets a part that is not built, named by its field.
     pub fn from_config(config: &pb::Ssd) -> Result<Self> {
-        let input_size = ssd_config::input_size(config)?;
-        let shapes = ssd_config::anchors(config, input_size)?;
+        let resizer = ssd_config::resizer(config)?;
+        let input_size = resizer.fixed_size();
+        let shapes = ssd_config::anchors(config)?;
         let per_cell = shapes.per_cell();
         let mut graph = Graph::new();
-        let image = graph.input("Preprocessor/sub", 3);
+        let image = graph.input("Preprocessor/sub", resizer.channels() as i64);
         let maps = ssd_config::append_feature_extractor(&mut graph, image, config, input_size)?;
         if maps.len() != per_cell.len() {
             bail!(
@@ -103,14 +109,18 @@ impl Ssd {
             graph.output(&format!("box_encodings_{i}"), predicted.boxes);
             graph.output(&format!("class_predictions_{i}"), predicted.classes);
         }
-        let sizes = graph.sizes(input_size.map(|side| side as i64));
-        let grids: Vec<[i64; 2]> = maps.iter().map(|m| sizes[m.0]).collect();
+        let anchors = input_size.map_or_else(Vec::new, |picture| {
+            let sizes = graph.sizes(picture.map(|side| side as i64));
+            let grids: Vec<[i64; 2]> = maps.iter().map(|m| sizes[m.0]).collect();
+            shapes.generate(&grids, picture)
+        });
         let (nms, converter) = ssd_config::post_processing(config)?;
         Ok(Self {
             num_classes: ssd_config::num_classes(config)?,
-            input_size,
+            resizer,
             predictors,
-            anchors: shapes.generate(&grids, input_size),
+            shapes,
+            anchors,
             per_cell,
             coder: ssd_config::box_coder(config)?,
             matcher: ssd_config::matcher(config)?,
@@ -121,9 +131,9 @@ impl Ssd {
         })
     }
 
-    /// `[height, width]` that pictures are resized to.
-    pub fn input_size(&self) -> [usize; 2] {
-        self.input_size
+    /// `[height, width]` that pictures are resized to, padding included, where all get the same.
+    pub fn input_size(&self) -> Option<[usize; 2]> {
+        self.resizer.fixed_size()
     }
 
     /// The network.
@@ -131,9 +141,14 @@ impl Ssd {
         &self.graph
     }
 
-    /// Normalized anchors, in the order of the predictions. `[A]`.
+    /// Normalized anchors of pictures of [`input_size`](Self::input_size), in the order of the predictions; none where sizes vary. `[A]`.
     pub fn anchors(&self) -> &[BBox] {
         &self.anchors
+    }
+
+    /// What anchors are made from.
+    pub fn shapes(&self) -> &SsdAnchors {
+        &self.shapes
     }
 
     /// Anchors of a cell, a feature map.
@@ -161,13 +176,13 @@ impl Ssd {
         self.converter
     }
 
-    /// From `[N, H, W, 3]` in 0..255 to `[N, 3, H, W]` in [-1, 1], in channels-last memory order.
+    /// From `[N, H, W, C]` in 0..255 to `[N, C, H, W]` in [-1, 1], in channels-last memory order.
     pub fn preprocess(images: &Tensor) -> Result<Tensor> {
         Ok((images.f_permute([0i64, 3, 1, 2])? * (2.0 / 255.0)).f_sub_scalar(1.0)?)
     }
 
     /// Collects the predictors' maps into rows of anchors.
-    pub fn gather(&self, outputs: &Outputs) -> Result<Predictions> {
+    pub fn gather(&self, outputs: &Outputs, frame: &Frame) -> Result<Predictions> {
         let rows = |kind: &str, columns: i64| -> Result<Tensor> {
             let maps: Vec<Tensor> = (0..self.per_cell.len())
                 .map(|i| {
@@ -177,20 +192,33 @@ impl Ssd {
                 .collect::<Result<_>>()?;
             Ok(Tensor::f_cat(&maps, 1)?) // [N, A, columns]
         };
+        let anchors = if self.input_size() == Some(frame.px) {
+            self.anchors.clone()
+        } else {
+            let size = |i: usize| outputs[&format!("box_encodings_{i}")].size();
+            let grids: Vec<[i64; 2]> = (0..self.per_cell.len()).map(|i| [size(i)[2], size(i)[3]]).collect();
+            self.shapes.generate(&grids, frame.px)
+        };
         Ok(Predictions {
+            anchors,
+            frame: frame.clone(),
             box_encodings: rows("box_encodings", 4)?,
             class_predictions_with_background: rows("class_predictions", self.num_classes as i64 + 1)?,
         })
     }
 
     /// Localization and classification loss of a batch, weighted and normalized.
+    ///
+    /// * `groundtruth`: normalized to each picture without padding.
     pub fn loss(&self, predictions: &Predictions, groundtruth: &[Groundtruth]) -> Result<LossRecord> {
         let device = predictions.box_encodings.device();
-        let [n, a] = [groundtruth.len() as i64, self.anchors.len() as i64];
+        let anchors = &predictions.anchors;
+        let [n, a] = [groundtruth.len() as i64, anchors.len() as i64];
         let options = &self.loss;
+        let groundtruth = predictions.frame.framed(groundtruth);
         let targets: Vec<Targets> = groundtruth
             .par_iter()
-            .map(|g| assign(&self.matcher, &self.coder, &self.anchors, g, options.negative_class_weight))
+            .map(|g| assign(&self.matcher, &self.coder, anchors, g, options.negative_class_weight))
             .collect();
         let stack = |row: fn(&Targets) -> &[f32], shape: &[i64]| -> Result<Tensor> {
             let flat: Vec<f32> = targets.iter().flat_map(|t| row(t).iter().copied()).collect();
@@ -244,34 +272,41 @@ impl Ssd {
         })?;
         let losses = host_values(&rank)?;
         let codes = host_values(&predictions.box_encodings)?;
-        let a = self.anchors.len();
+        let anchors = &predictions.anchors;
+        let a = anchors.len();
         Ok(targets
             .par_iter()
             .enumerate()
             .map(|(i, t)| {
-                let boxes = self.decode(&codes[i * a * 4..(i + 1) * a * 4]);
+                let boxes = self.decode(&codes[i * a * 4..(i + 1) * a * 4], anchors);
                 miner.mine(&boxes, &losses[i * a..(i + 1) * a], &t.matches)
             })
             .collect())
     }
 
-    fn decode(&self, codes: &[f32]) -> Vec<BBox> {
-        codes.chunks_exact(4).zip(&self.anchors).map(|(code, anchor)| self.coder.decode(code, anchor)).collect()
+    fn decode(&self, codes: &[f32], anchors: &[BBox]) -> Vec<BBox> {
+        codes.chunks_exact(4).zip(anchors).map(|(code, anchor)| self.coder.decode(code, anchor)).collect()
     }
 
     /// Decodes, scores and selects.
     pub fn postprocess(&self, predictions: &Predictions) -> Result<Vec<Detections>> {
         let scores = self.converter.convert(&predictions.class_predictions_with_background)?;
         let scores = scores.f_slice(2, 1, i64::MAX, 1)?; // [N, A, K]
-        let n = scores.size()[0] as usize;
         let scores = host_values(&scores)?;
         let codes = host_values(&predictions.box_encodings)?;
-        let (a, k) = (self.anchors.len(), self.num_classes);
-        Ok((0..n)
+        let anchors = &predictions.anchors;
+        let (a, k) = (anchors.len(), self.num_classes);
+        Ok(predictions
+            .frame
+            .windows()
             .into_par_iter()
-            .map(|i| {
-                let boxes = self.decode(&codes[i * a * 4..(i + 1) * a * 4]);
-                multiclass(&boxes, &scores[i * a * k..(i + 1) * a * k], k, &WINDOW, &self.nms)
+            .enumerate()
+            .map(|(i, window)| {
+                let boxes = self.decode(&codes[i * a * 4..(i + 1) * a * 4], anchors);
+                // Suppression is done on boxes normalized to the picture without padding, as upstream does it.
+                let own = [1.0 / window[2], 1.0 / window[3]];
+                let boxes: Vec<BBox> = boxes.iter().map(|b| scale(&clip(b, &window), own)).collect();
+                multiclass_clipped(ClassBoxes::Shared(&boxes), &scores[i * a * k..(i + 1) * a * k], k, &self.nms)
             })
             .collect())
     }
@@ -287,8 +322,7 @@ impl DetectionModel for Ssd {
     }
 
     fn resizer(&self) -> Resizer {
-        let [height, width] = self.input_size;
-        Resizer::FixedShape { height, width }
+        self.resizer
     }
 
     fn feature_extractor_scopes(&self) -> &'static [&'static str] {
@@ -298,12 +332,12 @@ impl DetectionModel for Ssd {
     fn losses(
         &self,
         variables: &Variables,
-        images: &Tensor,
+        pictures: &Pictures,
         groundtruth: &[Groundtruth],
         context: &mut StepContext,
     ) -> Result<Losses> {
-        let pass = exec::train(&self.graph, variables, &Self::preprocess(images)?, context.step)?;
-        let record = self.loss(&self.gather(&pass.outputs)?, groundtruth)?;
+        let pass = exec::train(&self.graph, variables, &Self::preprocess(&pictures.pixels)?, context.step)?;
+        let record = self.loss(&self.gather(&pass.outputs, &pictures.frame)?, groundtruth)?;
         Ok(Losses {
             terms: vec![("Loss/localization_loss", record.localization), ("Loss/classification_loss", record.classification)],
             moving: pass.moving,
@@ -323,10 +357,10 @@ struct FrozenSsd {
 }
 
 impl Frozen for FrozenSsd {
-    fn detect(&self, images: &Tensor) -> Result<Vec<Detections>> {
+    fn detect(&self, pictures: &Pictures) -> Result<Vec<Detections>> {
         tch::no_grad(|| {
-            let outputs = self.network.run(&Ssd::preprocess(images)?)?;
-            self.ssd.postprocess(&self.ssd.gather(&outputs)?)
+            let outputs = self.network.run(&Ssd::preprocess(&pictures.pixels)?)?;
+            self.ssd.postprocess(&self.ssd.gather(&outputs, &pictures.frame)?)
         })
     }
 }

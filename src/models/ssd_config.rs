@@ -7,7 +7,7 @@ use super::post_processing::{self, ScoreConverter};
 use super::ssd::LossOptions;
 use crate::backbones::depth::Depth;
 use crate::backbones::ssd::{self as backbones, SsdSettings};
-use crate::data::resize::Resizer;
+use crate::data::resizer::{Resizer, Target};
 use crate::detection::anchors::{SsdAnchorOptions, SsdAnchors};
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
@@ -18,26 +18,33 @@ use crate::net::graph::{Graph, NodeId};
 use crate::net::hyperparams::{Surroundings, conv_scope};
 use crate::proto::object_detection::protos as pb;
 
-/// `[height, width]` of a fixed-shape resizer.
-pub fn input_size(config: &pb::Ssd) -> Result<[usize; 2]> {
+/// What happens to pictures first.
+pub fn resizer(config: &pb::Ssd) -> Result<Resizer> {
     let field = "model.ssd.image_resizer";
     let resizer = Resizer::from_config(config.image_resizer.as_ref(), field)?;
-    let size = resizer.fixed_size().with_context(|| format!("{field}: only fixed_shape_resizer is supported for SSD"))?;
-    for (name, side) in ["height", "width"].into_iter().zip(size) {
+    let sides = match resizer.target {
+        Target::FixedShape { height, width } => [("fixed_shape_resizer.height", height), ("fixed_shape_resizer.width", width)],
+        Target::KeepAspectRatio { min, max } => {
+            [("keep_aspect_ratio_resizer.min_dimension", min), ("keep_aspect_ratio_resizer.max_dimension", max)]
+        }
+    };
+    for (name, side) in sides {
         // Below 33 px the last feature maps have no cells (upstream's own limit).
         if side < 33 {
-            bail!("{field}.fixed_shape_resizer.{name}: {side} is too small; at least 33 is needed");
+            bail!("{field}.{name}: {side} is too small; at least 33 is needed");
         }
     }
-    Ok(size)
+    Ok(resizer)
 }
 
 /// Appends backbone and feature maps: the maps, finest first.
+///
+/// * `input_size`: of the pictures, where all have the same.
 pub fn append_feature_extractor(
     graph: &mut Graph,
     image: NodeId,
     config: &pb::Ssd,
-    input_size: [usize; 2],
+    input_size: Option<[usize; 2]>,
 ) -> Result<Vec<NodeId>> {
     let field = "model.ssd.feature_extractor";
     let extractor = config.feature_extractor.as_ref().with_context(|| format!("{field} is not set"))?;
@@ -54,7 +61,8 @@ pub fn append_feature_extractor(
         explicit_padding: extractor.use_explicit_padding(),
         pad_to_multiple: extractor.pad_to_multiple().into(),
     };
-    backbones::append(graph, image, input_size.map(|side| side as i64), backbone, &settings).with_context(|| field.to_string())
+    let input_size = input_size.map(|size| size.map(|side| side as i64));
+    backbones::append(graph, image, input_size, backbone, &settings).with_context(|| field.to_string())
 }
 
 /// Appends the box predictors of all maps.
@@ -80,7 +88,7 @@ pub fn num_classes(config: &pb::Ssd) -> Result<usize> {
 }
 
 /// The anchors' shapes.
-pub fn anchors(config: &pb::Ssd, input_size: [usize; 2]) -> Result<SsdAnchors> {
+pub fn anchors(config: &pb::Ssd) -> Result<SsdAnchors> {
     use pb::anchor_generator::AnchorGeneratorOneof as A;
     let generator = config.anchor_generator.as_ref().and_then(|a| a.anchor_generator_oneof.as_ref());
     let Some(A::SsdAnchorGenerator(a)) = generator else {
@@ -123,7 +131,7 @@ pub fn anchors(config: &pb::Ssd, input_size: [usize; 2]) -> Result<SsdAnchors> {
         height_offset: a.height_offset.clone(),
         width_offset: a.width_offset.clone(),
     };
-    Ok(SsdAnchors::new(&options, input_size))
+    Ok(SsdAnchors::new(&options))
 }
 
 /// The box coder.

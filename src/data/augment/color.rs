@@ -6,6 +6,7 @@
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
+use crate::data::resizer::GREY;
 use crate::data::sample::Sample;
 
 /// One colour change, with the range that its amount is drawn from.
@@ -82,7 +83,7 @@ impl Color {
                 if rng.random::<f32>() <= probability {
                     for pixel in sample.floats().as_chunks_mut::<3>().0 {
                         let [r, g, b] = *pixel;
-                        *pixel = [0.2989 * r + 0.5870 * g + 0.1140 * b; 3];
+                        *pixel = [GREY[0] * r + GREY[1] * g + GREY[2] * b; 3];
                     }
                 }
             }

@@ -8,7 +8,7 @@ use super::network::write_network;
 use super::ops::{cast, columns, concat, gather, pack, reshape, select};
 use super::parts::{self, Centred};
 use super::suppression::{Found, Suppression, suppress};
-use crate::data::resize::Resizer;
+use crate::data::resizer::{Resizer, Target};
 use crate::export::layers::{ReadVariable, output};
 use crate::models::DetectionModel;
 use crate::models::box_classifier::{BoxClassifier, Regions};
@@ -64,9 +64,9 @@ pub fn frozen_graph(model: &FasterRcnn, variables: &ReadVariable) -> Result<Grap
 ///
 /// Source: upstream core/preprocessor.py, `resize_to_range`: float32, and rounding to even.
 fn target_size(b: &mut Builder, resizer: Resizer, pictures: Value) -> Value {
-    let (min, max) = match resizer {
-        Resizer::FixedShape { height, width } => return b.ints("ResizeImage/size", &[2], &[height as i32, width as i32]),
-        Resizer::KeepAspectRatio { min, max } => (min, max),
+    let (min, max) = match resizer.target {
+        Target::FixedShape { height, width } => return b.ints("ResizeImage/size", &[2], &[height as i32, width as i32]),
+        Target::KeepAspectRatio { min, max } => (min, max),
     };
     b.within("ResizeToRange", |b| {
         let sides = height_and_width(b, pictures);

@@ -7,7 +7,7 @@ use super::network::write_network;
 use super::parts::{self, Centred, cast, columns, concat, range, reshape, side};
 use super::ssd::rows;
 use super::suppression::{Found, Suppression, suppress};
-use crate::data::resize::Resizer;
+use crate::data::resizer::{Resizer, Target};
 use crate::export::layers::{ReadVariable, output};
 use crate::models::DetectionModel;
 use crate::models::box_classifier::{BoxClassifier, Regions};
@@ -69,9 +69,9 @@ pub fn onnx(model: &FasterRcnn, variables: &ReadVariable, metadata: &[(&str, Str
 ///
 /// Source: upstream core/preprocessor.py, `resize_to_range`: float32, and rounding to even.
 fn target_size(b: &mut Builder, resizer: Resizer, pictures: Value) -> [Value; 2] {
-    let (min, max) = match resizer {
-        Resizer::FixedShape { height, width } => return [height, width].map(|side| b.ints("size", &[1], &[side as i64])),
-        Resizer::KeepAspectRatio { min, max } => (min, max),
+    let (min, max) = match resizer.target {
+        Target::FixedShape { height, width } => return [height, width].map(|side| b.ints("size", &[1], &[side as i64])),
+        Target::KeepAspectRatio { min, max } => (min, max),
     };
     b.within("ResizeToRange", |b| {
         let [height, width] = [(1, "height"), (2, "width")].map(|(axis, name)| {

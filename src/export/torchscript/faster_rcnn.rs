@@ -6,7 +6,7 @@ use super::network::write_network;
 use super::parts;
 use super::source::{Source, number};
 use super::suppression;
-use crate::data::resize::Resizer;
+use crate::data::resizer::{Resizer, Target};
 use crate::export::layers::{ReadVariable, output};
 use crate::models::DetectionModel;
 use crate::models::box_classifier::{BoxClassifier, CROPS_CPU, CROPS_GPU, Regions};
@@ -218,11 +218,11 @@ fn write_second_stage(source: &mut Source, graph: &Graph, size: Option<[i64; 2]>
 
 /// The height and width that pictures are resized to, as a method.
 fn target_size(resizer: Resizer) -> String {
-    match resizer {
-        Resizer::FixedShape { height, width } => {
+    match resizer.target {
+        Target::FixedShape { height, width } => {
             format!("def target_size(self, height: int, width: int) -> List[int]:\n    return [{height}, {width}]\n")
         }
-        Resizer::KeepAspectRatio { min, max } => {
+        Target::KeepAspectRatio { min, max } => {
             let [min, max] = [min, max].map(|side| number(side as f64));
             TARGET_SIZE.replace("MIN", &min).replace("MAX", &max)
         }
