@@ -4,7 +4,7 @@
 //! cargo run --release --example reference_weights -- ssd_mobilenet_v2_coco model_zoo
 //! ```
 //!
-//! `model_zoo/<folder>/` then has what the zoo's archive would have, with the shapes and names of 90 classes, and every `odh` command takes it.
+//! Another config, given as a third argument, takes the place of the model's own. `model_zoo/<folder>/` then has what the zoo's archive would have, with the shapes and names of 90 classes, and every `odh` command takes it.
 
 #[allow(dead_code)]
 #[path = "../tests/common/reference.rs"]
@@ -19,9 +19,16 @@ use odh::models;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [model, folder] = args.as_slice() else { bail!("usage: reference_weights MODEL FOLDER") };
+    let (model, folder, config) = match args.as_slice() {
+        [model, folder] => (model, folder, None),
+        [model, folder, config] => (model, folder, Some(config)),
+        _ => bail!("usage: reference_weights MODEL FOLDER [CONFIG]"),
+    };
     let model = zoo::resolve(model)?;
-    let (config, _) = model.config(Path::new("."))?;
+    let config = match config {
+        None => model.config(Path::new("."))?.0,
+        Some(path) => pipeline::load(Path::new(path))?,
+    };
     let folder = Path::new(folder).join(model.folder);
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     std::fs::write(folder.join("pipeline.config"), pipeline::to_text(&config))?;

@@ -63,7 +63,7 @@ fn variables(model: &Ssd) -> Variables {
 
 fn frozen(model: &Ssd, variables: &Variables) -> GraphDef {
     let read = |name: &str| variables.to_tensorflow(variables.position(name).unwrap());
-    ssd::frozen_graph(&SsdExport::new(model).unwrap(), &read).unwrap()
+    ssd::frozen_graph(&SsdExport::new(model), &read).unwrap()
 }
 
 fn node<'a>(graph: &'a GraphDef, name: &str) -> &'a NodeDef {

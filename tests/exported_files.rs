@@ -173,6 +173,56 @@ fn an_ssds_file_finds_what_the_model_finds_in_pictures_of_any_size() {
     }
 }
 
+/// An SSD with another resizer.
+fn ssd_resized(resizer: &str) -> pb::TrainEvalPipelineConfig {
+    let text = "fixed_shape_resizer {\n        height: 300\n        width: 300\n      }";
+    zoo_config("ssd_mobilenet_v1_coco", &[(text, resizer), ("depth_multiplier: 1.0", "depth_multiplier: 0.25")])
+}
+
+#[test]
+fn a_file_resizes_pads_and_greys_as_the_model_does() {
+    let keep = |more: &str| format!("keep_aspect_ratio_resizer {{ min_dimension: 96 max_dimension: 160 {more} }}");
+    let fixed = |more: &str| format!("fixed_shape_resizer {{ height: 96 width: 160 {more} }}");
+    for resizer in [
+        keep(""),
+        keep("pad_to_max_dimension: true"),
+        keep("pad_to_max_dimension: true per_channel_pad_value: [10, 20, 30] resize_method: NEAREST_NEIGHBOR"),
+        keep("pad_to_max_dimension: true convert_to_grayscale: true resize_method: AREA per_channel_pad_value: [10, 20, 30]"),
+        fixed("resize_method: NEAREST_NEIGHBOR"),
+        fixed("resize_method: BICUBIC"),
+        fixed("resize_method: AREA"),
+        fixed("convert_to_grayscale: true"),
+    ] {
+        let mut both = Both::new(&ssd_resized(&resizer));
+        SIZES.iter().for_each(|&size| both.compare(&resizer, size));
+    }
+    // Anchors with strides and offsets of their own, in pixels of pictures whose size is not known before.
+    let mut strided = ssd_resized(&keep(""));
+    let Some(pb::detection_model::Model::Ssd(model)) = strided.model.as_mut().unwrap().model.as_mut() else { panic!() };
+    let generator = model.anchor_generator.as_mut().unwrap().anchor_generator_oneof.as_mut().unwrap();
+    let pb::anchor_generator::AnchorGeneratorOneof::SsdAnchorGenerator(anchors) = generator else { panic!() };
+    anchors.height_stride = vec![16, 32, 64, 96, 96, 96];
+    anchors.width_stride = vec![16, 32, 64, 100, 120, 160];
+    anchors.height_offset = vec![8, 16, 32, 48, 48, 48];
+    anchors.width_offset = vec![8, 16, 32, 50, 60, 80];
+    let mut both = Both::new(&strided);
+    SIZES.iter().for_each(|&size| both.compare("strides", size));
+    for (name, more) in [
+        ("faster_rcnn_inception_v2_coco", "pad_to_max_dimension: true"),
+        ("faster_rcnn_resnet50_coco", "pad_to_max_dimension: true per_channel_pad_value: [124, 117, 104]"),
+        ("faster_rcnn_inception_v2_coco", "resize_method: BICUBIC convert_to_grayscale: true"),
+        ("rfcn_resnet101_coco", "pad_to_max_dimension: true"),
+    ] {
+        let text = format!("model {{ faster_rcnn {{ image_resizer {{ {} }} }} }}", keep(more));
+        let Some(pb::detection_model::Model::FasterRcnn(with)) = pipeline::parse(&text, name).unwrap().model.unwrap().model
+        else {
+            panic!()
+        };
+        let mut both = Both::new(&two_stages(name, |model| model.image_resizer = with.image_resizer));
+        [[300, 300], [40, 640], [96, 160]].iter().for_each(|&size| both.compare(&format!("{name} {more}"), size));
+    }
+}
+
 #[test]
 fn a_batch_finds_what_each_picture_finds_alone() {
     let configs = [ssd("ssd_mobilenet_v1_coco"), two_stages("faster_rcnn_inception_v2_coco", |_| {})];

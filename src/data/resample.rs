@@ -22,6 +22,13 @@ impl Method {
     pub const ALL: [Method; 4] = [Method::Bilinear, Method::NearestNeighbor, Method::Bicubic, Method::Area];
 }
 
+/// Steps to which TensorFlow's bicubic resize rounds the distance between two pixels.
+pub const CUBIC_STEPS: f32 = 1024.0;
+/// Keys' cubic with a = -0.75 for a neighbour at distance `x` up to 1: the coefficients of its powers, the highest first.
+pub const CUBIC_NEAR: [f32; 4] = [1.25, -2.25, 0.0, 1.0];
+/// The same for a neighbour at distance `1 + x`.
+pub const CUBIC_FAR: [f32; 4] = [-0.75, 1.5, -0.75, 0.0];
+
 /// Where one output coordinate reads along one axis: source coordinates and their weights.
 type Reads = Vec<(usize, f32)>;
 
@@ -73,16 +80,15 @@ fn nearest(input: usize, output: usize) -> Vec<Reads> {
 }
 
 fn cubic(input: usize, output: usize) -> Vec<Reads> {
-    const A: f32 = -0.75;
-    /// Steps to which TensorFlow rounds the distance between two pixels.
-    const STEPS: f32 = 1024.0;
-    let near = |x: f32| ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0;
-    let far = |x: f32| ((A * (x + 1.0) - 5.0 * A) * (x + 1.0) + 8.0 * A) * (x + 1.0) - 4.0 * A;
+    // In double precision and rounded once, as TensorFlow makes its table.
+    let polynomial =
+        |coefficients: [f32; 4], x: f32| coefficients.iter().fold(0.0, |sum, &c| sum * f64::from(x) + f64::from(c)) as f32;
+    let (near, far) = (|x: f32| polynomial(CUBIC_NEAR, x), |x: f32| polynomial(CUBIC_FAR, x));
     let scale = input as f32 / output as f32;
     let reads = |i: usize| {
         let at = i as f32 * scale;
         let left = at.floor();
-        let x = ((at - left) * STEPS).round_ties_even() / STEPS;
+        let x = ((at - left) * CUBIC_STEPS).round_ties_even() / CUBIC_STEPS;
         let weights = [far(x), near(x), near(1.0 - x), far(1.0 - x)];
         // One pixel to the left is clamped to the first.
         let places = [(left as usize).saturating_sub(1), left as usize, left as usize + 1, left as usize + 2];

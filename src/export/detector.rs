@@ -1,11 +1,10 @@
 //! The model that is exported: its meta-architecture decides how its formats are written.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 
 use super::layers::ReadVariable;
 use super::ssd::SsdExport;
 use super::{graph_def, onnx, torchscript};
-use crate::data::resample::Method;
 use crate::models::DetectionModel;
 use crate::models::faster_rcnn::FasterRcnn;
 use crate::models::ssd::Ssd;
@@ -43,14 +42,6 @@ impl Detector {
         }
     }
 
-    /// Whether the formats have what happens to the pictures.
-    fn check(&self) -> Result<()> {
-        let resizer = self.model().resizer();
-        let plain = resizer.method == Method::Bilinear && resizer.padding.is_none() && !resizer.grey;
-        ensure!(plain, "image_resizer: only plain bilinear resizing can be exported");
-        Ok(())
-    }
-
     /// The most detections of a picture: the `D` of the outputs' shapes.
     pub fn max_detections(&self) -> usize {
         match self {
@@ -66,9 +57,8 @@ impl Detector {
     /// # Errors
     /// If a variable cannot be read, or ONNX lacks an operation.
     pub fn onnx(&self, variables: &ReadVariable, metadata: &[(&str, String)]) -> Result<ModelProto> {
-        self.check()?;
         match self {
-            Self::Ssd(model) => onnx::ssd::onnx(&SsdExport::new(model)?, variables, metadata),
+            Self::Ssd(model) => onnx::ssd::onnx(&SsdExport::new(model), variables, metadata),
             Self::FasterRcnn(model) => onnx::faster_rcnn::onnx(model, variables, metadata),
         }
     }
@@ -80,9 +70,8 @@ impl Detector {
     /// # Errors
     /// If a variable cannot be read, or libtorch lacks an operation.
     pub fn torchscript(&self, variables: &ReadVariable, metadata: &str) -> Result<Script> {
-        self.check()?;
         match self {
-            Self::Ssd(model) => torchscript::ssd::torchscript(&SsdExport::new(model)?, variables, metadata),
+            Self::Ssd(model) => torchscript::ssd::torchscript(&SsdExport::new(model), variables, metadata),
             Self::FasterRcnn(model) => torchscript::faster_rcnn::torchscript(model, variables, metadata),
         }
     }
@@ -92,9 +81,8 @@ impl Detector {
     /// # Errors
     /// If a variable cannot be read, or TensorFlow lacks an operation.
     pub fn frozen_graph(&self, variables: &ReadVariable) -> Result<GraphDef> {
-        self.check()?;
         match self {
-            Self::Ssd(model) => graph_def::ssd::frozen_graph(&SsdExport::new(model)?, variables),
+            Self::Ssd(model) => graph_def::ssd::frozen_graph(&SsdExport::new(model), variables),
             Self::FasterRcnn(model) => graph_def::faster_rcnn::frozen_graph(model, variables),
         }
     }

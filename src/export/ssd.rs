@@ -1,8 +1,10 @@
 //! What the writers of other programs' formats need to know of an SSD: its network and the numbers before and after it.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::backbones::faster_rcnn::Pixels;
+use crate::data::resizer::Resizer;
+use crate::detection::anchors::SsdAnchors;
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::BBox;
 use crate::detection::nms::NmsOptions;
@@ -11,7 +13,7 @@ use crate::models::post_processing::ScoreConverter;
 use crate::models::ssd::Ssd;
 use crate::net::graph::{Graph, NodeId, Op};
 
-/// A single shot detector with a resizer of fixed size.
+/// A single shot detector.
 #[derive(Debug, Clone)]
 pub struct SsdExport<'a> {
     /// The network from the preprocessed picture to the raw predictions; it has one `Op::Input`.
@@ -20,12 +22,14 @@ pub struct SsdExport<'a> {
     pub heads: Vec<Head>,
     /// Classes without background: the `K` of the shapes.
     pub num_classes: usize,
-    /// `[height, width]` that every picture is resized to.
-    pub picture: [usize; 2],
+    /// What happens to a picture first.
+    pub resizer: Resizer,
     /// What happens to a resized pixel.
     pub pixels: Pixels,
-    /// `[A]`, normalized, in the order of the predictions.
+    /// `[A]`, normalized, in the order of the predictions; none where pictures have different sizes.
     pub anchors: &'a [BBox],
+    /// What anchors are made from.
+    pub shapes: &'a SsdAnchors,
     /// What the box predictors' numbers mean.
     pub coder: BoxCoder,
     /// From raw class predictions to scores.
@@ -45,19 +49,20 @@ pub struct Head {
 
 impl<'a> SsdExport<'a> {
     /// The description of a model.
-    pub fn new(model: &'a Ssd) -> Result<Self> {
+    pub fn new(model: &'a Ssd) -> Self {
         let heads = model.predictors().iter().map(|p| Head { boxes: p.boxes, classes: p.classes }).collect();
-        Ok(Self {
+        Self {
             graph: model.graph(),
             heads,
             num_classes: model.num_classes(),
-            picture: model.input_size().context("an SSD of pictures of many sizes is not exported")?,
+            resizer: model.resizer(),
             pixels: Pixels::MINUS_ONE_TO_ONE,
             anchors: model.anchors(),
+            shapes: model.shapes(),
             coder: *model.coder(),
             scores: model.converter(),
             nms: *model.nms(),
-        })
+        }
     }
 
     /// Whether the parts fit together.
@@ -79,13 +84,18 @@ impl<'a> SsdExport<'a> {
                 self.num_classes
             );
         }
-        let pairs = self.anchors.len() * self.num_classes;
-        ensure!(
-            pairs > 0 && pairs <= i32::MAX as usize / 64,
-            "{} anchors of {} classes cannot be exported",
-            self.anchors.len(),
-            self.num_classes
-        );
+        if let Some(picture) = self.resizer.fixed_size() {
+            let sizes = self.graph.sizes(picture.map(|side| side as i64));
+            let of = |head: &Head| sizes[head.boxes.0].iter().product::<i64>() * self.graph.channels(head.boxes) / 4;
+            let (predicted, anchors) = (self.heads.iter().map(of).sum::<i64>(), self.anchors.len());
+            ensure!(predicted == anchors as i64, "the box predictors have {predicted} anchors, the anchor generator {anchors}");
+            let pairs = anchors * self.num_classes;
+            ensure!(
+                pairs > 0 && pairs <= i32::MAX as usize / 64,
+                "{anchors} anchors of {} classes cannot be exported",
+                self.num_classes
+            );
+        }
         ensure!(
             self.nms.max_total > 0 && self.nms.max_per_class > 0,
             "the limits of detections in all and a class must be positive"

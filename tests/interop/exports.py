@@ -134,6 +134,7 @@ def main():
     parser.add_argument("--all", action="store_true", help="all 13 models")
     parser.add_argument("--pictures", required=True, help="a folder")
     parser.add_argument("--zoo", help="a folder of pretrained models")
+    parser.add_argument("--config", help="a pipeline config in place of the models' own, with weights made from names")
     parser.add_argument("--formats", default=",".join(FORMATS))
     parser.add_argument("--bin", default=os.path.join(os.path.dirname(__file__), "../../target/release"), help="where odh and examples/ are")
     parser.add_argument("--min_score", type=float, default=0.05)
@@ -152,7 +153,7 @@ def main():
         with tempfile.TemporaryDirectory() as work:
             zoo = os.path.abspath(args.zoo) if args.zoo else os.path.join(work, "model_zoo")
             if not args.zoo:
-                odh("examples/reference_weights", model, zoo)
+                odh("examples/reference_weights", model, zoo, *([os.path.abspath(args.config)] if args.config else []))
             odh("odh", "export", "-m", model, "--model_zoo_dir", zoo, "--output_dir", "exported", "--format", args.formats, cwd=work)
             odh("odh", "detect", "-m", model, "--model_zoo_dir", zoo, "--output_dir", "found", "--min_score", str(args.min_score),
                 os.path.abspath(args.pictures), cwd=work, stderr=subprocess.DEVNULL)

@@ -5,10 +5,10 @@ use anyhow::Result;
 
 use super::builder::{Builder, Op, Value};
 use super::network::write_network;
-use super::ops::{cast, columns, concat, gather, pack, reshape, select};
+use super::ops::{cast, columns, concat, element, filled, height_and_width, pack, range, reshape, rows};
 use super::parts::{self, Centred};
+use super::pictures::{Frame, prepare};
 use super::suppression::{Found, Suppression, suppress};
-use crate::data::resizer::{Resizer, Target};
 use crate::export::layers::{ReadVariable, output};
 use crate::models::DetectionModel;
 use crate::models::box_classifier::{BoxClassifier, Regions};
@@ -25,16 +25,12 @@ use crate::proto::tensorflow::GraphDef;
 pub fn frozen_graph(model: &FasterRcnn, variables: &ReadVariable) -> Result<GraphDef> {
     let mut b = Builder::new();
     let pictures = parts::image_tensor(&mut b);
-    let (pixels, size) = b.within("Preprocessor", |b| {
-        let size = target_size(b, model.resizer(), pictures);
-        let resized = parts::resize(b, pictures, size);
-        (parts::scale_pixels(b, &model.pixels(), resized), size)
-    });
-    let frame = b.within("Frame", |b| Frame::new(b, pictures, size));
+    let prepared = b.within("Preprocessor", |b| prepare(b, model.resizer(), &model.pixels(), pictures));
+    let frame = b.within("Frame", |b| Frame::new(b, pictures, &prepared));
 
     let first = model.first_graph();
     let wanted = [output(first, "map")?, output(first, "box_encodings")?, output(first, "objectness")?];
-    let raw = write_network(&mut b, first, pixels, &wanted, variables)?;
+    let raw = write_network(&mut b, first, prepared.pixels, &wanted, variables)?;
     let map = raw[0]; // [N, h, w, C]
     let regions = b.within("FirstStagePostprocessor", |b| {
         let proposals = propose(b, model.rpn(), &frame, [raw[1], raw[2]]);
@@ -60,120 +56,28 @@ pub fn frozen_graph(model: &FasterRcnn, variables: &ReadVariable) -> Result<Grap
     Ok(b.finish())
 }
 
-/// `[height, width]` that the pictures are resized to.
-///
-/// Source: upstream core/preprocessor.py, `resize_to_range`: float32, and rounding to even.
-fn target_size(b: &mut Builder, resizer: Resizer, pictures: Value) -> Value {
-    let (min, max) = match resizer.target {
-        Target::FixedShape { height, width } => return b.ints("ResizeImage/size", &[2], &[height as i32, width as i32]),
-        Target::KeepAspectRatio { min, max } => (min, max),
-    };
-    b.within("ResizeToRange", |b| {
-        let sides = height_and_width(b, pictures);
-        let sides = cast(b, "ToFloat", sides, DtFloat);
-        let axis = b.int("axis", 0);
-        let reduce = |b: &mut Builder, kind: &'static str, x: Value| {
-            b.add(kind, Op::new(kind, &[x, axis]).typed("T").with("Tidx", DtInt32), DtFloat)
-        };
-        let one = b.float("one", 1.0);
-        let scaled = |b: &mut Builder, name: &str, to: usize, side: Value| {
-            b.within(name, |b| {
-                let to = b.float("to", to as f32);
-                let factor = b.same("truediv", "RealDiv", &[to, side]);
-                let sides = b.same("mul", "Mul", &[sides, factor]);
-                let sides = b.same("Round", "Round", &[sides]);
-                b.same("Maximum", "Maximum", &[sides, one])
-            })
-        };
-        let short = reduce(b, "Min", sides);
-        let long = reduce(b, "Max", sides);
-        let large = scaled(b, "large", min, short);
-        let small = scaled(b, "small", max, long);
-        let longest = reduce(b, "Max", large);
-        let limit = b.float("max_dimension", max as f32);
-        let too_long = b.compare("Greater", "Greater", [longest, limit]);
-        let size = select(b, "Select", too_long, [small, large]);
-        cast(b, "ToInt32", size, DtInt32)
-    })
-}
-
-/// `[height, width]` of `[N, height, width, C]`.
-fn height_and_width(b: &mut Builder, x: Value) -> Value {
-    let sizes = shape_of(b, x);
-    let places = b.ints("height_and_width", &[2], &[1, 2]);
-    gather(b, "size", sizes, places)
-}
-
-fn shape_of(b: &mut Builder, x: Value) -> Value {
-    b.add("Shape", Op::new("Shape", &[x]).typed("T").with("out_type", DtInt32), DtInt32)
-}
-
-/// Element `i` of a row of integers.
-fn element(b: &mut Builder, name: &str, row: Value, i: i32) -> Value {
-    let i = b.int(&format!("{name}/index"), i);
-    gather(b, name, row, i)
-}
-
-/// `value` in every place of a tensor of this shape.
-fn filled(b: &mut Builder, sizes: Value, value: Value) -> Value {
-    b.add("Fill", Op::new("Fill", &[sizes, value]).with("T", value.dtype()), value.dtype())
-}
-
-/// 0 to `count - 1`.
-fn range(b: &mut Builder, count: Value) -> Value {
-    let (zero, one) = (b.int("range/start", 0), b.int("range/delta", 1));
-    b.add("range", Op::new("Range", &[zero, count, one]).with("Tidx", DtInt32), DtInt32)
-}
-
-/// The resized pictures.
-struct Frame {
-    /// How many: the `N` of the shapes.
-    pictures: Value,
-    /// Height, width, height, width, as floats: `[4]`.
-    corners: Value,
-    /// One over each of them.
-    reciprocal: Value,
-}
-
-impl Frame {
-    fn new(b: &mut Builder, pictures: Value, size: Value) -> Self {
-        let sizes = shape_of(b, pictures);
-        let pictures = element(b, "pictures", sizes, 0);
-        let size = cast(b, "ToFloat", size, DtFloat);
-        let corners = concat(b, "corners", &[size, size], 0);
-        let one = b.float("one", 1.0);
-        Self { pictures, corners, reciprocal: b.same("truediv", "RealDiv", &[one, corners]) }
-    }
-
-    /// Boxes in pixels, moved into the picture.
-    fn clip(&self, b: &mut Builder, boxes: Value) -> Value {
-        let zero = b.float("zero", 0.0);
-        parts::clip(b, boxes, zero, self.corners)
-    }
+/// Boxes in pixels, moved into a picture of these corners.
+fn clip(b: &mut Builder, boxes: Value, corners: Value) -> Value {
+    let zero = b.float("zero", 0.0);
+    parts::clip(b, boxes, zero, corners)
 }
 
 /// The best boxes of each picture, in pixels: `[N, P, 4]`, zeros beyond the last.
 ///
 /// * `raw`: encodings `[N, h, w, a * 4]` and objectness `[N, h, w, a * 2]`.
 fn propose(b: &mut Builder, rpn: &Rpn, frame: &Frame, raw: [Value; 2]) -> Found {
-    let rest = b.int("rest", -1);
-    let mut rows = |name: &str, map: Value, columns: i32| {
-        let columns = b.int(&format!("{name}/columns"), columns);
-        let sizes = pack(b, &format!("{name}/shape"), &[frame.pictures, rest, columns], 0);
-        b.add(name, Op::new("Reshape", &[map, sizes]).typed("T").with("Tshape", DtInt32), DtFloat)
-    };
-    let codes = rows("Reshape", raw[0], 4); // [N, A, 4]
-    let logits = rows("Reshape_1", raw[1], 2); // [N, A, 2]
+    let codes = rows(b, "Reshape", (frame.pictures, raw[0]), 4); // [N, A, 4]
+    let logits = rows(b, "Reshape_1", (frame.pictures, raw[1]), 2); // [N, A, 2]
     let anchors = b.within("GridAnchorGenerator", |b| {
         let grid = height_and_width(b, raw[0]);
         let boxes = grid_anchors(b, rpn, grid);
-        let boxes = frame.clip(b, boxes);
+        let boxes = clip(b, boxes, frame.corners);
         centred(b, boxes, 2)
     });
     let boxes = b.within("Decode", |b| parts::decode(b, &rpn.coder, codes, 3, anchors));
     let scores = parts::convert_scores(b, ScoreConverter::Softmax { logit_scale: 1.0 }, 1, logits);
     b.within("BatchMultiClassNonMaxSuppression", |b| {
-        let boxes = frame.clip(b, boxes);
+        let boxes = clip(b, boxes, frame.corners);
         suppress(b, &Suppression { num_classes: 1, boxes_by_class: false, nms: rpn.nms }, boxes, scores)
     })
 }
@@ -311,9 +215,9 @@ fn classify(b: &mut Builder, classifier: &BoxClassifier, frame: &Frame, regions:
     });
     let scores = parts::convert_scores(b, classifier.converter, num_classes, logits);
     b.within("BatchMultiClassNonMaxSuppression", |b| {
-        let boxes = frame.clip(b, boxes);
+        let boxes = clip(b, boxes, frame.own_corners);
         // Suppression is done on normalized boxes, as upstream does it. What was padded has no area, and is dropped.
-        let boxes = b.same("ChangeCoordinateFrame", "Mul", &[boxes, frame.reciprocal]);
+        let boxes = b.same("ChangeCoordinateFrame", "Mul", &[boxes, frame.own_reciprocal]);
         suppress(b, &Suppression { num_classes, boxes_by_class: true, nms: classifier.nms }, boxes, scores)
     })
 }

@@ -6,5 +6,6 @@ pub mod faster_rcnn;
 pub mod network;
 mod ops;
 mod parts;
+mod pictures;
 pub mod ssd;
 mod suppression;

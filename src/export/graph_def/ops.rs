@@ -62,3 +62,40 @@ pub fn concat(b: &mut Builder, name: &str, parts: &[Value], axis: i32) -> Value 
     let op = Op::new("ConcatV2", &inputs).typed("T").with("N", parts.len() as i64).with("Tidx", DtInt32);
     b.add(name, op, parts[0].dtype())
 }
+
+/// `[height, width]` of `[N, height, width, C]`.
+pub fn height_and_width(b: &mut Builder, x: Value) -> Value {
+    let sizes = shape_of(b, x);
+    let places = b.ints("height_and_width", &[2], &[1, 2]);
+    gather(b, "size", sizes, places)
+}
+
+/// The sides of `x`, integers.
+pub fn shape_of(b: &mut Builder, x: Value) -> Value {
+    b.add("Shape", Op::new("Shape", &[x]).typed("T").with("out_type", DtInt32), DtInt32)
+}
+
+/// Element `i` of a row.
+pub fn element(b: &mut Builder, name: &str, row: Value, i: i32) -> Value {
+    let i = b.int(&format!("{name}/index"), i);
+    gather(b, name, row, i)
+}
+
+/// `value` in every place of a tensor of this shape.
+pub fn filled(b: &mut Builder, sizes: Value, value: Value) -> Value {
+    b.add("Fill", Op::new("Fill", &[sizes, value]).with("T", value.dtype()), value.dtype())
+}
+
+/// 0 to `count - 1`.
+pub fn range(b: &mut Builder, count: Value) -> Value {
+    let (zero, one) = (b.int("range/start", 0), b.int("range/delta", 1));
+    b.add("range", Op::new("Range", &[zero, count, one]).with("Tidx", DtInt32), DtInt32)
+}
+
+/// A predictor's map `[pictures, h, w, a * columns]` as rows of anchors: `[pictures, h * w * a, columns]`.
+pub fn rows(b: &mut Builder, name: &str, (pictures, map): (Value, Value), columns: i32) -> Value {
+    let rest = b.int(&format!("{name}/rest"), -1);
+    let columns = b.int(&format!("{name}/columns"), columns);
+    let sizes = pack(b, &format!("{name}/shape"), &[pictures, rest, columns], 0);
+    b.add(name, Op::new("Reshape", &[map, sizes]).typed("T").with("Tshape", DtInt32), map.dtype())
+}

@@ -6,19 +6,12 @@ use super::suppression::Found;
 use crate::backbones::faster_rcnn::Pixels;
 use crate::detection::box_coder::BoxCoder;
 use crate::models::post_processing::ScoreConverter;
-use crate::proto::tensorflow::DataType::{DtFloat, DtUint8};
+use crate::proto::tensorflow::DataType::DtUint8;
 
 /// `image_tensor`: uint8 `[N, height, width, 3]`, RGB, of any size.
 pub fn image_tensor(b: &mut Builder) -> Value {
     let any_size = shape(&[-1, -1, -1, 3]);
     b.add("image_tensor", Op::new("Placeholder", &[]).with("dtype", DtUint8).with("shape", any_size), DtUint8)
-}
-
-/// The pictures resized: `[N, size[0], size[1], 3]` floats in 0..255.
-pub fn resize(b: &mut Builder, pictures: Value, size: Value) -> Value {
-    // Legacy corners: neither aligned nor half-pixel centres (an attribute that TensorFlow 1.12 lacks and whose default is false).
-    let op = Op::new("ResizeBilinear", &[pictures, size]).typed("T").with("align_corners", false);
-    b.add("ResizeImage/ResizeBilinear", op, DtFloat)
 }
 
 /// What the network takes in place of resized pixels.

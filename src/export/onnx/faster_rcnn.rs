@@ -4,10 +4,9 @@ use anyhow::Result;
 
 use super::builder::{Attribute, Builder, Value};
 use super::network::write_network;
-use super::parts::{self, Centred, cast, columns, concat, range, reshape, side};
-use super::ssd::rows;
+use super::parts::{self, Centred, cast, columns, concat, range, reshape, rows, side};
+use super::pictures::{Frame, prepare};
 use super::suppression::{Found, Suppression, suppress};
-use crate::data::resizer::{Resizer, Target};
 use crate::export::layers::{ReadVariable, output};
 use crate::models::DetectionModel;
 use crate::models::box_classifier::{BoxClassifier, Regions};
@@ -26,16 +25,12 @@ use crate::proto::onnx::tensor_proto::DataType;
 pub fn onnx(model: &FasterRcnn, variables: &ReadVariable, metadata: &[(&str, String)]) -> Result<ModelProto> {
     let mut b = Builder::new();
     let pictures = parts::image_tensor(&mut b);
-    let (pixels, size) = b.within("Preprocessor", |b| {
-        let size = target_size(b, model.resizer(), pictures);
-        let resized = b.within("ResizeImage", |b| parts::resize(b, pictures, size));
-        (parts::scale_pixels(b, &model.pixels(), resized), size)
-    });
-    let frame = b.within("Frame", |b| Frame::new(b, pictures, size));
+    let prepared = b.within("Preprocessor", |b| prepare(b, model.resizer(), &model.pixels(), pictures));
+    let frame = b.within("Frame", |b| Frame::new(b, pictures, &prepared));
 
     let first = model.first_graph();
     let wanted = [output(first, "map")?, output(first, "box_encodings")?, output(first, "objectness")?];
-    let raw = write_network(&mut b, first, pixels, &wanted, variables)?;
+    let raw = write_network(&mut b, first, prepared.pixels, &wanted, variables)?;
     let map = raw[0]; // [N, C, h, w]
     let regions = b.within("FirstStagePostprocessor", |b| {
         let proposals = propose(b, model.rpn(), &frame, [raw[1], raw[2]]);
@@ -63,63 +58,6 @@ pub fn onnx(model: &FasterRcnn, variables: &ReadVariable, metadata: &[(&str, Str
     let found = b.within("SecondStagePostprocessor", |b| classify(b, classifier, &frame, &regions, [raw[0], raw[1]]));
     parts::outputs(&mut b, &found, classifier.nms.max_total);
     Ok(b.finish("faster_rcnn", metadata))
-}
-
-/// The height and width that the pictures are resized to, each a row of one integer.
-///
-/// Source: upstream core/preprocessor.py, `resize_to_range`: float32, and rounding to even.
-fn target_size(b: &mut Builder, resizer: Resizer, pictures: Value) -> [Value; 2] {
-    let (min, max) = match resizer.target {
-        Target::FixedShape { height, width } => return [height, width].map(|side| b.ints("size", &[1], &[side as i64])),
-        Target::KeepAspectRatio { min, max } => (min, max),
-    };
-    b.within("ResizeToRange", |b| {
-        let [height, width] = [(1, "height"), (2, "width")].map(|(axis, name)| {
-            let side = side(b, name, pictures, axis);
-            cast(b, &format!("{name}/ToFloat"), side, DataType::Float)
-        });
-        let short = b.op("short", "Min", &[height, width], &[]);
-        let long = b.op("long", "Max", &[height, width], &[]);
-        let one = b.float("one", 1.0);
-        let mut scaled = |name: &str, to: usize, by: Value| {
-            b.within(name, |b| {
-                let to = b.float("to", to as f32);
-                let factor = b.op("factor", "Div", &[to, by], &[]);
-                [height, width].map(|side| {
-                    let side = b.op("mul", "Mul", &[side, factor], &[]);
-                    let side = b.op("Round", "Round", &[side], &[]);
-                    b.op("Max", "Max", &[side, one], &[])
-                })
-            })
-        };
-        let (large, small) = (scaled("large", min, short), scaled("small", max, long));
-        let longest = b.op("longest", "Max", &large, &[]);
-        let limit = b.float("max_dimension", max as f32);
-        let too_long = b.op("TooLong", "Greater", &[longest, limit], &[]);
-        [0, 1].map(|i| {
-            let side = b.op("Where", "Where", &[too_long, small[i], large[i]], &[]);
-            cast(b, "ToInt", side, DataType::Int64)
-        })
-    })
-}
-
-/// The resized pictures.
-struct Frame {
-    /// How many: the `N` of the shapes, a row of one integer.
-    pictures: Value,
-    /// Height, width, height, width, as floats: `[4]`.
-    corners: Value,
-    /// One over each of them.
-    reciprocal: Value,
-}
-
-impl Frame {
-    fn new(b: &mut Builder, pictures: Value, [height, width]: [Value; 2]) -> Self {
-        let pictures = side(b, "pictures", pictures, 0);
-        let corners = concat(b, "corners", &[height, width, height, width], 0);
-        let corners = cast(b, "corners/ToFloat", corners, DataType::Float);
-        Self { pictures, corners, reciprocal: b.op("reciprocal", "Reciprocal", &[corners], &[]) }
-    }
 }
 
 /// The best boxes of each picture, in pixels: `[N, P, 4]`, zeros beyond the last.
@@ -367,9 +305,9 @@ fn classify(b: &mut Builder, classifier: &BoxClassifier, frame: &Frame, regions:
     });
     let scores = parts::convert_scores(b, classifier.converter, num_classes, logits);
     b.within("BatchMultiClassNonMaxSuppression", |b| {
-        let boxes = parts::clip(b, boxes, frame.corners);
+        let boxes = parts::clip(b, boxes, frame.own_corners);
         // Suppression is done on normalized boxes, as upstream does it. What was padded has no area, and is dropped.
-        let boxes = b.op("ChangeCoordinateFrame", "Mul", &[boxes, frame.reciprocal], &[]);
+        let boxes = b.op("ChangeCoordinateFrame", "Mul", &[boxes, frame.own_reciprocal], &[]);
         suppress(b, &Suppression { boxes_by_class: true, nms: classifier.nms }, boxes, scores)
     })
 }

@@ -5,5 +5,6 @@ pub mod check;
 pub mod faster_rcnn;
 mod network;
 mod parts;
+mod pictures;
 pub mod ssd;
 mod suppression;

@@ -2,7 +2,6 @@
 
 use super::builder::{Attribute, Builder, Side, Value};
 use super::suppression::Found;
-use crate::backbones::faster_rcnn::Pixels;
 use crate::detection::box_coder::BoxCoder;
 use crate::models::post_processing::ScoreConverter;
 use crate::proto::onnx::tensor_proto::DataType;
@@ -60,75 +59,6 @@ pub fn range(b: &mut Builder, name: &str, count: Value) -> Value {
     let count = reshape(b, &format!("{name}/count"), count, &[]);
     let (zero, one) = (b.int(&format!("{name}/start"), 0), b.int(&format!("{name}/delta"), 1));
     b.op(name, "Range", &[zero, count, one], &[])
-}
-
-/// The pictures resized as TensorFlow 1 does it, in its own order of operations: floats `[N, h, w, 3]` in 0..255.
-///
-/// ONNX's Resize has these corners too, but rounds its coordinates otherwise, which moves scores.
-///
-/// * `size`: the height and width, each a row of one integer.
-pub fn resize(b: &mut Builder, pictures: Value, size: [Value; 2]) -> Value {
-    let axes = [(1, "vertical", [1, -1, 1, 1]), (2, "horizontal", [1, 1, -1, 1])];
-    let places =
-        axes.map(|(axis, name, across)| b.within(name, |b| Places::new(b, pictures, (axis, size[axis as usize - 1]), &across)));
-    let take = |b: &mut Builder, name: &str, x: Value, axis: i64, at: Value| {
-        b.op(name, "Gather", &[x, at], &[Attribute::int("axis", axis)])
-    };
-    let [vertical, horizontal] = &places;
-    let mut row = |name: &str, y: Value| {
-        b.within(name, |b| {
-            let row = take(b, "row", pictures, 1, y); // [N, h, width, 3]
-            let mut end = |name: &str, x: Value| {
-                let pixels = take(b, name, row, 2, x); // [N, h, w, 3]
-                cast(b, &format!("{name}/ToFloat"), pixels, DataType::Float)
-            };
-            let (left, right) = (end("left", horizontal.lower), end("right", horizontal.upper));
-            lerp(b, left, right, horizontal.fraction)
-        })
-    };
-    let (top, bottom) = (row("top", vertical.lower), row("bottom", vertical.upper));
-    lerp(b, top, bottom, vertical.fraction)
-}
-
-fn lerp(b: &mut Builder, from: Value, to: Value, fraction: Value) -> Value {
-    let way = b.op("way", "Sub", &[to, from], &[]);
-    let part = b.op("part", "Mul", &[way, fraction], &[]);
-    b.op("lerp", "Add", &[from, part], &[])
-}
-
-/// Where the cells of one side lie on the source.
-struct Places {
-    lower: Value,
-    upper: Value,
-    /// How far from `lower` to `upper`, in a shape that broadcasts over the picture.
-    fraction: Value,
-}
-
-impl Places {
-    fn new(b: &mut Builder, pictures: Value, (axis, size): (i64, Value), across: &[i64]) -> Self {
-        let source = side(b, "source", pictures, axis);
-        let [from, to] = [("from", source), ("to", size)].map(|(name, x)| cast(b, name, x, DataType::Float));
-        let scale = b.op("scale", "Div", &[from, to], &[]);
-        let cells = range(b, "cells", size);
-        let cells = cast(b, "cells/ToFloat", cells, DataType::Float);
-        let at = b.op("at", "Mul", &[cells, scale], &[]);
-        let floor = b.op("floor", "Floor", &[at], &[]);
-        let fraction = b.op("fraction", "Sub", &[at, floor], &[]);
-        let lower = cast(b, "lower", floor, DataType::Int64);
-        let one = b.ints("one", &[1], &[1]);
-        let last = b.op("last", "Sub", &[source, one], &[]);
-        let next = b.op("next", "Add", &[lower, one], &[]);
-        Self { lower, upper: b.op("upper", "Min", &[next, last], &[]), fraction: reshape(b, "across", fraction, across) }
-    }
-}
-
-/// What the network takes in place of resized pixels: `[N, h, w, 3] -> [N, 3, h, w]`.
-pub fn scale_pixels(b: &mut Builder, pixels: &Pixels, resized: Value) -> Value {
-    let scale = b.float("scale", pixels.scale as f32);
-    let scaled = b.op("mul", "Mul", &[scale, resized], &[]);
-    let shift = b.floats("shift", &[3], &pixels.shift);
-    let shifted = b.op("add", "Add", &[scaled, shift], &[]);
-    b.op("transpose", "Transpose", &[shifted], &[Attribute::ints("perm", &[0, 3, 1, 2])])
 }
 
 /// Boxes by their centres and sizes, `[..., 2]` each as y, x.
@@ -199,4 +129,10 @@ pub fn convert_scores(b: &mut Builder, converter: ScoreConverter, num_classes: u
             columns(b, "foreground", scores, classes)
         }
     }
+}
+
+/// A predictor's map `[N, a * columns, h, w]` as rows of anchors: `[N, h * w * a, columns]`.
+pub fn rows(b: &mut Builder, map: Value, columns: i64) -> Value {
+    let cells = b.op("Transpose", "Transpose", &[map], &[Attribute::ints("perm", &[0, 2, 3, 1])]);
+    reshape(b, "Reshape", cells, &[0, -1, columns])
 }

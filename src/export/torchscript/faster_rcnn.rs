@@ -6,7 +6,6 @@ use super::network::write_network;
 use super::parts;
 use super::source::{Source, number};
 use super::suppression;
-use crate::data::resizer::{Resizer, Target};
 use crate::export::layers::{ReadVariable, output};
 use crate::models::DetectionModel;
 use crate::models::box_classifier::{BoxClassifier, CROPS_CPU, CROPS_GPU, Regions};
@@ -18,19 +17,21 @@ use crate::net::shim::Script;
 
 /// From the picture to the four outputs.
 ///
-/// Boxes are in pixels of the resized picture up to the proposals, and normalized when they leave.
+/// Boxes are in pixels of the resized picture up to the proposals, and normalized to what is not padding when they leave.
 const FORWARD: &str = "\
 def forward(self, image_tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     pictures = self.pictures(image_tensor)
     size = self.target_size(pictures.size(1), pictures.size(2))
     map, codes, objectness = self.first_stage(self.preprocess(pictures, size[0], size[1]))
-    corners = torch.tensor(size + size, dtype=6, device=pictures.device)
+    frame = self.frame(size)
+    corners = torch.tensor(frame + frame, dtype=6, device=pictures.device)
+    own = torch.tensor(size + size, dtype=6, device=pictures.device)
     proposals, counts = self.propose(codes, objectness, corners)
     proposals = proposals * (1.0 / corners)
     codes, logits = self.classify(map, proposals, self.numbers(counts, pictures.device))
     anchors = (proposals * corners).unsqueeze(1)
     boxes = self.decode(codes.view([-1, CLASSES, 4]), anchors, self.scale_factors)
-    boxes = torch.minimum(boxes, corners).clamp(min=0.0) * (1.0 / corners)
+    boxes = torch.minimum(boxes, own).clamp(min=0.0) * (1.0 / own)
     return self.detections(boxes, SCORES, counts)
 ";
 
@@ -69,18 +70,6 @@ def grid(self, height: int, width: int, device: Device):
 const NUMBERS: &str = "\
 def numbers(self, counts: List[int], device: Device):
     return torch.repeat_interleave(torch.tensor(counts, dtype=4, device=device))
-";
-
-/// The height and width that pictures are resized to, where the aspect is kept.
-///
-/// Source: upstream core/preprocessor.py, `resize_to_range`: float32, and rounding to even.
-const TARGET_SIZE: &str = "\
-def target_size(self, height: int, width: int) -> List[int]:
-    sides = torch.tensor([height, width], dtype=6)
-    large = torch.round(sides * (torch.full([1], MIN, dtype=6) / sides.min())).clamp(min=1.0)
-    small = torch.round(sides * (torch.full([1], MAX, dtype=6) / sides.max())).clamp(min=1.0)
-    chosen = small if float(large.max()) > MAX else large
-    return [int(chosen[0]), int(chosen[1])]
 ";
 
 /// Where the `count` samples of each of `low..high` `[R]`, normalized, lie on a side of a map: the two neighbours `[R, count, 2]`, and their
@@ -184,8 +173,7 @@ def bin_taps(self, low, high, side: int, bins: int, count: int) -> Tuple[Tensor,
 pub fn torchscript(model: &FasterRcnn, variables: &ReadVariable, metadata: &str) -> Result<Script> {
     let mut source = Source::new();
     let classifier = model.classifier();
-    parts::write(&mut source, &model.pixels(), &classifier.coder.scale, &classifier.nms)?;
-    source.method(target_size(model.resizer()));
+    parts::write(&mut source, model.resizer(), &model.pixels(), &classifier.coder.scale, &classifier.nms)?;
 
     let first = model.first_graph();
     let size = model.resizer().fixed_size().map(|sides| sides.map(|side| side as i64));
@@ -214,19 +202,6 @@ pub fn torchscript(model: &FasterRcnn, variables: &ReadVariable, metadata: &str)
 fn write_second_stage(source: &mut Source, graph: &Graph, size: Option<[i64; 2]>, variables: &ReadVariable) -> Result<()> {
     let wanted = [output(graph, "refined_box_encodings")?, output(graph, "class_predictions")?];
     write_network(source, "second_stage", graph, size, &wanted, variables)
-}
-
-/// The height and width that pictures are resized to, as a method.
-fn target_size(resizer: Resizer) -> String {
-    match resizer.target {
-        Target::FixedShape { height, width } => {
-            format!("def target_size(self, height: int, width: int) -> List[int]:\n    return [{height}, {width}]\n")
-        }
-        Target::KeepAspectRatio { min, max } => {
-            let [min, max] = [min, max].map(|side| number(side as f64));
-            TARGET_SIZE.replace("MIN", &min).replace("MAX", &max)
-        }
-    }
 }
 
 fn write_proposals(source: &mut Source, rpn: &Rpn) -> Result<()> {

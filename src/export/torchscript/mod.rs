@@ -6,6 +6,7 @@ pub mod check;
 pub mod faster_rcnn;
 mod network;
 mod parts;
+mod pictures;
 mod source;
 pub mod ssd;
 mod suppression;

@@ -3,8 +3,9 @@
 use anyhow::Result;
 
 use super::source::{Source, number};
-use super::suppression;
+use super::{pictures, suppression};
 use crate::backbones::faster_rcnn::Pixels;
+use crate::data::resizer::Resizer;
 use crate::detection::nms::NmsOptions;
 use crate::models::post_processing::ScoreConverter;
 
@@ -15,32 +16,6 @@ def pictures(self, image_tensor):
     assert image_tensor.dim() == 4 and image_tensor.dtype == 0, said
     assert image_tensor.size(3) == 3 and image_tensor.numel() > 0, said
     return image_tensor.to(device=self.scale_factors.device)
-";
-
-/// The pictures resized as TensorFlow 1 does it, in its own order of operations: floats `[N, height, width, 3]` in 0..255.
-///
-/// Source: data/resize.rs; float32 throughout, which needs tensors where Python has doubles.
-const RESIZE: &str = "\
-def resize(self, pictures, height: int, width: int):
-    top, bottom, down = self.places(pictures.size(1), height, pictures.device)
-    left, right, across = self.places(pictures.size(2), width, pictures.device)
-    across = across.view([1, 1, -1, 1])
-    row = pictures.index_select(1, top).to(6)
-    first = row.index_select(2, left)
-    upper = first + (row.index_select(2, right) - first) * across
-    row = pictures.index_select(1, bottom).to(6)
-    first = row.index_select(2, left)
-    lower = first + (row.index_select(2, right) - first) * across
-    return upper + (lower - upper) * down.view([1, -1, 1, 1])
-";
-/// Where the cells of one side lie on the source: two neighbours, and how far it is from the first to the second.
-const PLACES: &str = "\
-def places(self, source: int, target: int, device: Device) -> Tuple[Tensor, Tensor, Tensor]:
-    scale = torch.full([1], source, dtype=6, device=device) / torch.full([1], target, dtype=6, device=device)
-    at = torch.arange(target, dtype=6, device=device) * scale
-    lower = at.floor()
-    cell = lower.to(4)
-    return (cell.clamp(max=source - 1), (cell + 1).clamp(max=source - 1), at - lower)
 ";
 
 /// From encodings `[..., 4]` to boxes of the same shape, relative to `anchors` of a shape that broadcasts to it.
@@ -90,32 +65,16 @@ def detections(self, boxes, scores, counts: List[int]) -> Tuple[Tensor, Tensor, 
 /// Adds the methods that all detectors have.
 ///
 /// * `scale_factors`: the coder's of the detections' boxes; where they are tells `pictures` where to compute.
-pub fn write(source: &mut Source, pixels: &Pixels, scale_factors: &[f32; 4], nms: &NmsOptions) -> Result<()> {
+pub fn write(source: &mut Source, resizer: Resizer, pixels: &Pixels, scale_factors: &[f32; 4], nms: &NmsOptions) -> Result<()> {
     source.parameter("scale_factors", &[4], scale_factors)?;
-    for method in [PICTURES, RESIZE, PLACES, DECODE, ROWS] {
+    for method in [PICTURES, DECODE, ROWS] {
         source.method(method);
     }
-    let shift = pixel_shift(source, pixels)?;
-    source.method(preprocess(&shift, pixels));
+    pictures::write(source, resizer, pixels)?;
     suppression::write(source);
     let options = suppression::options(nms);
     source.method(DETECTIONS.replace("OPTIONS", &options).replace("TOTAL", &nms.max_total.to_string()));
     Ok(())
-}
-
-/// What is added to a pixel: one number where all colours have the same.
-fn pixel_shift(source: &mut Source, pixels: &Pixels) -> Result<String> {
-    let [red, green, blue] = pixels.shift;
-    if red == green && green == blue { Ok(number(f64::from(red))) } else { source.parameter("pixel_shift", &[3], &pixels.shift) }
-}
-
-/// What the network takes: `[N, h, w, 3]` uint8 to `[N, 3, height, width]`, still NHWC in memory.
-fn preprocess(shift: &str, pixels: &Pixels) -> String {
-    let scale = if pixels.scale == 1.0 { String::new() } else { format!(" * {}", number(pixels.scale)) };
-    format!(
-        "def preprocess(self, pictures, height: int, width: int):\n    \
-         return (self.resize(pictures, height, width){scale} + {shift}).permute([0, 3, 1, 2])\n"
-    )
 }
 
 /// From raw predictions `logits`, background first, to scores without background, as an expression; rows of the last dimension.
