@@ -4,7 +4,7 @@
 //! cargo run --release --example reference_weights -- ssd_mobilenet_v2_coco model_zoo
 //! ```
 //!
-//! Another config, given as a third argument, takes the place of the model's own. `model_zoo/<folder>/` then has what the zoo's archive would have, with the shapes and names of 90 classes, and every `odh` command takes it.
+//! Another config, given as a third argument, takes the place of the model's own, and a label map of numbers is beside it. `model_zoo/<folder>/` then has what the zoo's archive would have, with the shapes and names of 90 classes, and every `odh` command takes it.
 
 #[allow(dead_code)]
 #[path = "../tests/common/reference.rs"]
@@ -25,6 +25,7 @@ fn main() -> Result<()> {
         _ => bail!("usage: reference_weights MODEL FOLDER [CONFIG]"),
     };
     let model = zoo::resolve(model)?;
+    let own = config.is_some();
     let config = match config {
         None => model.config(Path::new("."))?.0,
         Some(path) => pipeline::load(Path::new(path))?,
@@ -39,6 +40,10 @@ fn main() -> Result<()> {
         writer.add(&variable.name, &TensorData::from_f32(&variable.shape, &values))?;
     }
     writer.finish()?;
+    if own {
+        let item = |id: usize| format!("item {{ id: {id} name: 'class {id}' }}\n");
+        std::fs::write(folder.join("label_map.pbtxt"), (1..=network.num_classes()).map(item).collect::<String>())?;
+    }
     println!("{}: {} variables of {} classes", folder.display(), network.variables().len(), network.num_classes());
     Ok(())
 }

@@ -142,6 +142,8 @@ def main():
     parser.add_argument("--sizes", action="store_true", help="also pictures from 1x1 to 4000x3000, and batches where the model takes them")
     args = parser.parse_args()
     models = ALL if args.all else args.models
+    if args.config and (args.zoo or len(models) != 1):
+        parser.error("--config goes with one model and no --zoo")
     if not models:
         parser.error("name models, or --all")
     odh = lambda *words, **how: subprocess.run([os.path.abspath(os.path.join(args.bin, words[0])), *words[1:]], check=True, stdout=subprocess.DEVNULL, **how)
@@ -154,8 +156,11 @@ def main():
             zoo = os.path.abspath(args.zoo) if args.zoo else os.path.join(work, "model_zoo")
             if not args.zoo:
                 odh("examples/reference_weights", model, zoo, *([os.path.abspath(args.config)] if args.config else []))
-            odh("odh", "export", "-m", model, "--model_zoo_dir", zoo, "--output_dir", "exported", "--format", args.formats, cwd=work)
-            odh("odh", "detect", "-m", model, "--model_zoo_dir", zoo, "--output_dir", "found", "--min_score", str(args.min_score),
+            which = ["-m", model, "--model_zoo_dir", zoo]
+            if args.config:
+                which = ["--checkpoint", os.path.join(zoo, os.listdir(zoo)[0], "model.ckpt")]
+            odh("odh", "export", *which, "--output_dir", "exported", "--format", args.formats, cwd=work)
+            odh("odh", "detect", *which, "--output_dir", "found", "--min_score", str(args.min_score),
                 os.path.abspath(args.pictures), cwd=work, stderr=subprocess.DEVNULL)
             with open(os.path.join(work, "found/detections.json"), encoding="utf-8") as file:
                 expected = json.load(file)
