@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 use super::detector::Detector;
 use super::parity::Parity;
 use crate::config::label_map::LabelMap;
-use crate::data::resizer::Target;
+use crate::data::resample::Method;
+use crate::data::resizer::{Resizer, Target};
 
 /// The facts of a model, whatever it is written as.
 #[derive(Debug, Serialize)]
@@ -82,10 +83,7 @@ impl Facts {
                 dtype: "uint8",
                 shape: [-1, -1, -1, 3],
                 color: "RGB",
-                resized_to: match detector.model().resizer().target {
-                    Target::FixedShape { height, width } => serde_json::json!({ "height": height, "width": width }),
-                    Target::KeepAspectRatio { min, max } => serde_json::json!({ "short_side": min, "long_side_at_most": max }),
-                },
+                resized_to: resized_to(detector.model().resizer()),
             },
             outputs: [
                 output("detection_boxes", &[-1, d, 4], "ymin, xmin, ymax, xmax, as shares of the picture"),
@@ -157,4 +155,21 @@ fn sha256(path: &Path) -> Result<String> {
             n => hasher.update(&block[..n]),
         }
     }
+}
+/// What the file does to pictures first; what is not said is bilinear, in colour, without padding.
+fn resized_to(resizer: Resizer) -> serde_json::Value {
+    let mut facts = match resizer.target {
+        Target::FixedShape { height, width } => serde_json::json!({ "height": height, "width": width }),
+        Target::KeepAspectRatio { min, max } => serde_json::json!({ "short_side": min, "long_side_at_most": max }),
+    };
+    if resizer.method != Method::Bilinear {
+        facts["method"] = format!("{:?}", resizer.method).into();
+    }
+    if let (Some(color), Some(size)) = (resizer.padding, resizer.fixed_size()) {
+        facts["padded_to"] = serde_json::json!({ "height": size[0], "width": size[1], "color": color });
+    }
+    if resizer.grey {
+        facts["grey"] = true.into();
+    }
+    facts
 }
