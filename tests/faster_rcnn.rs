@@ -78,6 +78,48 @@ fn terms(losses: &Losses) -> Vec<f64> {
 }
 
 #[test]
+fn padded_pictures_of_different_shapes_make_a_batch_and_are_found_in_themselves() {
+    let padded = model(|m| {
+        use pb::image_resizer::ImageResizerOneof as R;
+        let size = pb::KeepAspectRatioResizer {
+            min_dimension: Some(64),
+            max_dimension: Some(96),
+            pad_to_max_dimension: Some(true),
+            ..Default::default()
+        };
+        m.image_resizer.as_mut().unwrap().image_resizer_oneof = Some(R::KeepAspectRatioResizer(size));
+    });
+    let square = model(|_| {});
+    assert_eq!(padded.resizer().fixed_size(), Some([96, 96]));
+    let variables = variables(&padded);
+    let (images, truth) = batch();
+    let pixels: Vec<f32> = images.contiguous().view([-1]).try_into().unwrap();
+    let sizes = [(72, 96), (96, 64)];
+    let pictures = Pictures::new(&pixels, (96, 96), &sizes, Device::Cpu).unwrap();
+    // Boxes are of each picture without padding; in the square they are the smaller.
+    let squeezed: Vec<Groundtruth> = truth
+        .iter()
+        .zip(sizes)
+        .map(|(g, (h, w))| {
+            let [h, w] = [h as f32 / 96.0, w as f32 / 96.0];
+            Groundtruth { boxes: g.boxes.iter().map(|b| [b[0] * h, b[1] * w, b[2] * h, b[3] * w]).collect(), ..g.clone() }
+        })
+        .collect();
+    let mine = terms(&padded.losses(&variables, &pictures, &truth, &mut in_order()).unwrap());
+    let expected = terms(&square.losses(&variables, &Pictures::whole(&images), &squeezed, &mut in_order()).unwrap());
+    assert!(mine.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= 1e-4 * b.abs()), "{mine:?} are not {expected:?}");
+    let found = padded.freeze(&variables).unwrap().detect(&pictures).unwrap();
+    let whole = square.freeze(&variables).unwrap().detect(&Pictures::whole(&images)).unwrap();
+    for ((found, whole), (height, width)) in found.iter().zip(&whole).zip(sizes) {
+        assert!(!found.boxes.is_empty() && found.boxes.iter().flatten().all(|v| (0.0..=1.0).contains(v)));
+        // The best detection is the square's, cut at the picture's edge and measured by the picture.
+        let share = [height as f32 / 96.0, width as f32 / 96.0];
+        let same = |(f, b): (&[f32; 4], &[f32; 4])| (0..4).all(|i| (f[i] - (b[i] / share[i % 2]).min(1.0)).abs() < 1e-4);
+        assert!(whole.boxes.iter().any(|b| same((&found.boxes[0], b))), "{:?}", found.boxes[0]);
+    }
+}
+
+#[test]
 fn a_batch_of_two_has_the_mean_of_their_losses_and_the_detections_of_each() {
     let model = model(|_| {});
     let variables = variables(&model);

@@ -411,3 +411,119 @@ fn batch_norms_before_the_predictors_store_the_unbiased_variance() {
         assert!(norms(false).all(|moving| moving == MovingVariance::Biased), "{name}");
     }
 }
+
+#[test]
+fn a_predictors_sigmoid_is_on_its_scores_in_training_and_inference() {
+    let plain = ssd(V1, &small(&[]));
+    let with = ssd(V1, &small(&[("apply_sigmoid_to_scores: false", "apply_sigmoid_to_scores: true")]));
+    let variables = start(&plain);
+    let x = picture(&plain, 4);
+    let (logits, scores) = (infer(&plain, &variables, &x), infer(&with, &variables, &x));
+    let near = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) < 1e-6;
+    assert!(near(&logits.class_predictions_with_background.sigmoid(), &scores.class_predictions_with_background));
+    assert!(near(&logits.box_encodings, &scores.box_encodings));
+    learns(V1, &small(&[("apply_sigmoid_to_scores: false", "apply_sigmoid_to_scores: true")]));
+}
+
+#[test]
+fn the_bipartite_matcher_trains_one_anchor_a_groundtruth() {
+    let text = zoo::resolve(V1).unwrap().built_in_config();
+    let from = text.find("argmax_matcher {").unwrap();
+    let argmax = &text[from..from + text[from..].find('}').unwrap() + 1];
+    let model = ssd(V1, &small(&[(argmax, "bipartite_matcher { }")]));
+    let predictions = infer(&model, &start(&model), &picture(&model, 1));
+    let two = Groundtruth {
+        boxes: vec![[0.2, 0.3, 0.7, 0.8], [0.21, 0.31, 0.71, 0.81]],
+        classes: vec![1, 2],
+        difficult: vec![false; 2],
+        group_of: vec![false; 2],
+    };
+    let record = model.loss(&predictions, &[two]).unwrap();
+    assert_eq!(record.targets[0].num_matched(), 2);
+    let mut classes: Vec<i64> = record.targets[0].classes.iter().copied().filter(|&c| c > 0).collect();
+    classes.sort_unstable();
+    assert_eq!(classes, [2, 3]);
+}
+
+/// The zoo's resizer, to be replaced.
+const RESIZER: &str = "fixed_shape_resizer {\n        height: 300\n        width: 300\n      }";
+
+fn in_hundreds(height: i64, width: i64) -> Tensor {
+    seeded(6, || Tensor::rand([1, height, width, 3], (Kind::Float, Device::Cpu))) * 255.0
+}
+
+#[test]
+fn a_picture_that_keeps_its_aspect_has_the_anchors_and_results_of_its_size() {
+    let keep = ssd(V1, &[(RESIZER, "keep_aspect_ratio_resizer { min_dimension: 96 max_dimension: 200 }")]);
+    assert_eq!((keep.input_size(), keep.anchors().len()), (None, 0));
+    let variables = start(&keep);
+    for (height, width) in [(96, 160), (128, 96)] {
+        let fixed = ssd(V1, &[("height: 300", &format!("height: {height}")), ("width: 300", &format!("width: {width}"))]);
+        let pictures = Pictures::whole(&in_hundreds(height, width));
+        let predictions = |model: &Ssd| {
+            let input = Ssd::preprocess(&pictures.pixels).unwrap();
+            let outputs = Inference::new(model.graph(), &variables).unwrap().run(&input).unwrap();
+            model.gather(&outputs, &pictures.frame).unwrap()
+        };
+        assert_eq!(predictions(&keep).anchors, fixed.anchors());
+        let loss = |model: &Ssd| {
+            let record = model.loss(&predictions(model), &[one_box()]).unwrap();
+            (record.localization.double_value(&[]), record.classification.double_value(&[]))
+        };
+        assert!(loss(&keep).0 > 0.0);
+        assert_eq!(loss(&keep), loss(&fixed));
+        let found = |model: &Ssd| model.freeze(&variables).unwrap().detect(&pictures).unwrap();
+        assert_eq!(found(&keep), found(&fixed));
+    }
+    let multiple = zoo_config(
+        V1,
+        &[
+            (RESIZER, "keep_aspect_ratio_resizer { min_dimension: 96 max_dimension: 200 }"),
+            ("min_depth: 16", "min_depth: 16 pad_to_multiple: 32"),
+        ],
+    );
+    let error = format!("{:#}", from_config(&multiple).err().unwrap());
+    assert!(error.contains("pad_to_multiple: 32") && error.contains("pad_to_max_dimension"), "{error}");
+}
+
+#[test]
+fn boxes_of_a_padded_picture_are_learnt_in_the_frame_and_found_in_the_picture() {
+    let resizer = "keep_aspect_ratio_resizer { min_dimension: 96 max_dimension: 160 pad_to_max_dimension: true }";
+    let padded = ssd(V1, &[(RESIZER, resizer)]);
+    let fixed = ssd(V1, &[("height: 300", "height: 160"), ("width: 300", "width: 160")]);
+    assert_eq!((padded.input_size(), padded.anchors()), (Some([160, 160]), fixed.anchors()));
+    let variables = start(&padded);
+    let whole = Pictures::whole(&in_hundreds(160, 160));
+    // The upper 96 rows are the picture.
+    let pixels: Vec<f32> = whole.pixels.contiguous().view([-1]).try_into().unwrap();
+    let pictures = Pictures::new(&pixels, (160, 160), &[(96, 160)], Device::Cpu).unwrap();
+    let squeezed =
+        Groundtruth { boxes: one_box().boxes.iter().map(|b| [b[0] * 0.6, b[1], b[2] * 0.6, b[3]]).collect(), ..one_box() };
+    let loss = |model: &Ssd, pictures: &Pictures, truth: Groundtruth| {
+        let losses = model.losses(&variables, pictures, &[truth], &mut StepContext::new(0, 0)).unwrap();
+        losses.total().unwrap().double_value(&[])
+    };
+    let (mine, expected) = (loss(&padded, &pictures, one_box()), loss(&fixed, &whole, squeezed));
+    assert!((mine / expected - 1.0).abs() < 1e-5, "{mine} is not {expected}");
+    let found = padded.freeze(&variables).unwrap().detect(&pictures).unwrap().remove(0);
+    let in_frame = fixed.freeze(&variables).unwrap().detect(&whole).unwrap().remove(0);
+    assert!(found.boxes.iter().flatten().all(|v| (0.0..=1.0).contains(v)) && !found.boxes.is_empty());
+    // A box that lies inside the picture, and so is not clipped, is the frame's, stretched.
+    let inside = in_frame.boxes.iter().zip(&in_frame.scores).find(|(b, _)| b[2] < 0.55).expect("a box in the picture");
+    let at = found.scores.iter().position(|s| (s - inside.1).abs() < 1e-6).expect("the same box");
+    let stretched = [inside.0[0] / 0.6, inside.0[1], inside.0[2] / 0.6, inside.0[3]];
+    assert!(
+        found.boxes[at].iter().zip(&stretched).all(|(a, b)| (a - b).abs() < 1e-5),
+        "{:?} is not {stretched:?}",
+        found.boxes[at]
+    );
+}
+
+#[test]
+fn grey_pictures_have_networks_of_one_channel() {
+    let model = ssd(V1, &[(RESIZER, "fixed_shape_resizer { height: 96 width: 96 convert_to_grayscale: true }")]);
+    shapes(&model, &[("MobilenetV1/Conv2d_0/weights", &[3, 3, 1, 32])]);
+    let pictures = Pictures::whole(&(Tensor::ones([2, 96, 96, 1], (Kind::Float, Device::Cpu)) * 77.0));
+    let losses = model.losses(&start(&model), &pictures, &[one_box(), one_box()], &mut StepContext::new(0, 0)).unwrap();
+    assert!(losses.total().unwrap().double_value(&[]).is_finite());
+}
