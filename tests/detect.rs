@@ -145,3 +145,16 @@ fn what_is_mistyped_is_said_before_a_model_is_loaded() {
     let (code, said) = run(&["a.jpg", "-m", "yolo"]);
     assert!(code == Some(2) && said.contains("yolo"), "{said}");
 }
+
+#[test]
+fn pictures_of_kinds_that_cannot_be_read_are_not_left_unsaid() {
+    let folder = tempfile::tempdir().unwrap();
+    let photos = folder.path().join("photos");
+    std::fs::create_dir(&photos).unwrap();
+    std::fs::write(photos.join("a.TIF"), b"II*\0").unwrap();
+    std::fs::write(photos.join("b.heic"), b"").unwrap();
+    std::fs::write(photos.join("notes.txt"), b"").unwrap();
+    let output = Command::cargo_bin("odh").unwrap().current_dir(folder.path()).args(["detect", "photos"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("2 pictures are passed over") && said.contains("a.TIF"), "{said}");
+}

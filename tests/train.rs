@@ -65,6 +65,24 @@ fn a_resumed_run_ends_with_the_very_bytes_of_an_uninterrupted_one() {
     assert_ne!(fs::read(checkpoint(whole.path(), 6)).unwrap(), fs::read(checkpoint(other.path(), 6)).unwrap());
 }
 
+#[test]
+fn a_split_without_validation_pictures_names_the_flag_that_trains_without_evaluation() {
+    let folder = project();
+    fs::write(folder.path().join("dataset/validate.record"), b"").unwrap();
+    let output = train(folder.path(), &["-s", "1"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("`-e False`") && said.contains("no picture in"), "{said}");
+    assert!(!folder.path().join("train_dir").exists());
+    trained(folder.path(), &["-s", "1", "-e", "False"]);
+    // One of several records may be empty.
+    let config = fs::read_to_string(folder.path().join("tiny.config")).unwrap();
+    let input = "input_path: \"dataset/validate.record\"";
+    assert_eq!(config.matches(input).count(), 1);
+    let both = config.replace(input, &format!("{input} input_path: \"dataset/train.record\""));
+    fs::write(folder.path().join("tiny.config"), both).unwrap();
+    trained(folder.path(), &["-s", "2"]);
+}
+
 /// A long training that has made its first step, and what it says from there on.
 fn under_way(folder: &Path) -> (Child, BufReader<ChildStderr>) {
     let mut command = odh();

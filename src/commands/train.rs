@@ -11,6 +11,7 @@ use crate::config::label_map::LabelMap;
 use crate::config::pipeline::{self, Overrides};
 use crate::config::weights::{self, WeightsOptions};
 use crate::config::zoo::{self, ZooModel};
+use crate::data::loader;
 use crate::engine::eval::EvalOptions;
 use crate::engine::train::{TrainOptions, Trained, train};
 use crate::engine::{checkpoint, device, model_files};
@@ -114,8 +115,9 @@ pub fn run(args: Args) -> Result<()> {
     let model = models::from_config(&config).with_context(|| source.clone())?;
     let train_records = records(config.train_input_reader.as_ref(), "./dataset/train.record");
     let eval_records = records(config.eval_input_reader.as_ref(), "./dataset/validate.record");
-    for path in train_records.iter().chain(args.evaluate.then_some(&eval_records).into_iter().flatten()) {
-        crate::data::loader::records_exist(path)?;
+    loader::records_exist(&train_records)?;
+    if args.evaluate {
+        loader::records_exist(&eval_records).context("there is nothing to evaluate on; `-e False` trains without evaluation")?;
     }
 
     let device = device::choose(&args.device)?;

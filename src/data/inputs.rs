@@ -1,6 +1,6 @@
 //! The pictures that a command line means: files, folders (with all below them) and globs.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 
@@ -9,6 +9,12 @@ use walkdir::WalkDir;
 
 /// What a file in a folder must end in to be taken for a picture, in any case. A file that is named itself may end in anything.
 const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "webp"];
+
+/// What pictures of other kinds end in: they cannot be looked at, which is said rather than left unsaid.
+const OTHER_PICTURES: [&str; 18] = [
+    "tif", "tiff", "heic", "heif", "avif", "jp2", "j2k", "jxl", "psd", "svg", "tga", "pcx", "ppm", "pgm", "pbm", "dng", "cr2",
+    "nef",
+];
 
 /// One picture to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +36,8 @@ pub struct Input {
 /// If an argument is no file, no folder and matches nothing, if no picture is found at all, or if a picture's result would
 /// stand in its own place.
 pub fn find(arguments: &[PathBuf], output: &Path) -> Result<Vec<Input>> {
-    let mut finder = Finder { output: canonical(output), seen: HashSet::new(), found: Vec::new(), taken: 0 };
+    let mut finder =
+        Finder { output: canonical(output), seen: HashSet::new(), found: Vec::new(), taken: 0, others: BTreeSet::new() };
     let mut faults = Vec::new();
     let mut empty = Vec::new();
     for argument in arguments {
@@ -43,6 +50,17 @@ pub fn find(arguments: &[PathBuf], output: &Path) -> Result<Vec<Input>> {
     }
     if !faults.is_empty() {
         bail!("{}", faults.join("\n"));
+    }
+    if let Some(first) = finder.others.first() {
+        tracing::warn!(
+            "{} of a kind that cannot be read, `{}`{}; convert to JPEG or PNG",
+            match finder.others.len() {
+                1 => "1 picture is passed over, because it is".to_string(),
+                count => format!("{count} pictures are passed over, because they are"),
+            },
+            first.display(),
+            if finder.others.len() > 1 { " the first" } else { "" }
+        );
     }
     let empty: Vec<String> = empty
         .into_iter()
@@ -77,6 +95,8 @@ struct Finder {
     found: Vec<FoundFile>,
     /// Counts every picture, also one that was there already.
     taken: usize,
+    /// Pictures in folders that end in something that cannot be read.
+    others: BTreeSet<PathBuf>,
 }
 
 impl Finder {
@@ -134,9 +154,12 @@ impl Finder {
         });
         for entry in walk {
             match entry {
-                Ok(entry) if entry.file_type().is_file() && is_picture(entry.path()) => {
+                Ok(entry) if entry.file_type().is_file() && ends_in(entry.path(), &EXTENSIONS) => {
                     let below = entry.path().strip_prefix(folder).unwrap_or(entry.path());
                     self.take_file(entry.path(), &prefix.join(below));
+                }
+                Ok(entry) if entry.file_type().is_file() && ends_in(entry.path(), &OTHER_PICTURES) => {
+                    self.others.insert(entry.into_path());
                 }
                 Ok(_) => {}
                 Err(e) => tracing::warn!("`{}` is passed over: {e}", e.path().unwrap_or(folder).display()),
@@ -152,9 +175,9 @@ impl Finder {
     }
 }
 
-fn is_picture(path: &Path) -> bool {
+fn ends_in(path: &Path, extensions: &[&str]) -> bool {
     let extension = path.extension().and_then(OsStr::to_str).map(str::to_ascii_lowercase);
-    extension.is_some_and(|e| EXTENSIONS.contains(&e.as_str()))
+    extension.is_some_and(|e| extensions.contains(&e.as_str()))
 }
 
 /// The real path, or the nearest thing to it for a path that is not there (yet).

@@ -329,10 +329,10 @@ fn prepare(records: &Records, order: &Order, options: &LoaderOptions, at: Positi
     Ok(Prepared { image, groundtruth: sample.groundtruth, name: labeled.filename, source_size, source })
 }
 
-/// Whether a record path stands for something that can be read.
+/// Whether record paths stand for something that can be read, and hold a picture between them.
 ///
 /// # Errors
 /// As [`Loader::new`].
-pub fn records_exist(path: &std::path::Path) -> Result<()> {
-    Records::open(&[path.to_path_buf()]).map(|_| ())
+pub fn records_exist(paths: &[std::path::PathBuf]) -> Result<()> {
+    Records::open(paths).map(|_| ())
 }

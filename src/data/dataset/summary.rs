@@ -90,7 +90,7 @@ pub fn one_sided(pictures: &[Picture], sides: &[Side], map: &LabelMap, file: &Pa
         let (train, validate) = (with(Side::Train), with(Side::Validate));
         let name = printable(&item.name);
         let text = match (train, validate) {
-            (0, 0) => format!("class `{name}` (id {}) is in the label map and on no picture", item.id),
+            (0, 0) => format!("class `{name}` (id {}) is in the label map and on no picture that is used", item.id),
             (1, 0) | (0, 1) => {
                 let side = if train == 1 { "training" } else { "validation" };
                 format!("class `{name}` is on one picture only, which is for {side}; add pictures of it")

@@ -191,8 +191,8 @@ impl Lines<'_> {
 fn header(row: &StringRecord, name: &str) -> Result<[usize; 8]> {
     let mut columns = [0; 8];
     for (column, wanted) in columns.iter_mut().zip(COLUMNS) {
-        let found = row.iter().position(|field| field.trim().eq_ignore_ascii_case(wanted));
-        let Some(at) = found else {
+        let mut found = (0..row.len()).filter(|&i| row[i].trim().eq_ignore_ascii_case(wanted));
+        let Some(at) = found.next() else {
             let hint = match row.iter().next() {
                 Some(first) if row.len() == 1 && first.contains(';') => "; separate the columns with commas, not semicolons",
                 Some(first) if row.len() == 1 && first.contains('\t') => "; separate the columns with commas, not tabs",
@@ -205,6 +205,13 @@ fn header(row: &StringRecord, name: &str) -> Result<[usize; 8]> {
                 first.join(",")
             );
         };
+        if let Some(other) = found.next() {
+            bail!(
+                "`{name}`: columns {} and {} are both `{wanted}`; remove or rename the one that is not meant",
+                at + 1,
+                other + 1
+            );
+        }
         *column = at;
     }
     Ok(columns)
@@ -273,6 +280,7 @@ mod tests {
             (b"filename;width\na;1\n".to_vec(), "semicolons"),
             (b"filename,width,height,klass,xmin,ymin,xmax,ymax\n".to_vec(), "`class`"),
             (b"\xb0\xa1,width\n".to_vec(), "line 1: not UTF-8"),
+            (b"filename,width,height,class,xmin,ymin,xmax,ymax,XMIN\n".to_vec(), "columns 5 and 9 are both `xmin`"),
         ] {
             let said = format!("{:#}", parse(&text, "t.csv").unwrap_err());
             assert!(said.contains("t.csv") && said.contains(wanted), "{said}");
