@@ -527,3 +527,29 @@ fn grey_pictures_have_networks_of_one_channel() {
     let losses = model.losses(&start(&model), &pictures, &[one_box(), one_box()], &mut StepContext::new(0, 0)).unwrap();
     assert!(losses.total().unwrap().double_value(&[]).is_finite());
 }
+
+#[test]
+fn inception_v3_has_its_layers_under_upstreams_names() {
+    const V3: (&str, &str) = ("ssd_inception_v2", "ssd_inception_v3");
+    let model = ssd(INCEPTION, &[V3]);
+    shapes(
+        &model,
+        &[
+            ("InceptionV3/Conv2d_4a_3x3/weights", &[3, 3, 80, 192]),
+            // Upstream's slips of the pen, which checkpoints have.
+            ("InceptionV3/Mixed_5c/Branch_1/Conv_1_0c_5x5/weights", &[5, 5, 48, 64]),
+            ("InceptionV3/Mixed_6a/Branch_0/Conv2d_1a_1x1/weights", &[3, 3, 288, 384]),
+            ("InceptionV3/Mixed_6e/Branch_2/Conv2d_0e_1x7/weights", &[1, 7, 192, 192]),
+            ("InceptionV3/Mixed_7b/Branch_1/Conv2d_0b_3x1/weights", &[3, 1, 384, 384]),
+            ("InceptionV3/Mixed_7c/Branch_1/Conv2d_0c_3x1/weights", &[3, 1, 384, 384]),
+            ("InceptionV3/Mixed_7c/Branch_3/Conv2d_0b_1x1/weights", &[1, 1, 2048, 192]),
+            ("InceptionV3/Mixed_7c_2_Conv2d_3_3x3_s2_512/weights", &[3, 3, 256, 512]),
+        ],
+    );
+    // Windows without padding: 35, 17 and 8 cells of 300 pixels, then halves.
+    assert_eq!(model.anchors().len(), 35 * 35 * 3 + (17 * 17 + 8 * 8 + 4 * 4 + 2 * 2 + 1) * 6);
+    learns(INCEPTION, &small(&[V3, ("depth_multiplier: 1.0", "depth_multiplier: 0.25")]));
+    let tiny = zoo_config(INCEPTION, &[V3, ("height: 300", "height: 60")]);
+    let error = format!("{:#}", from_config(&tiny).err().unwrap());
+    assert!(error.contains("model.ssd.image_resizer") && error.contains("no cells"), "{error}");
+}

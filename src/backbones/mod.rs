@@ -4,6 +4,7 @@ pub mod depth;
 pub mod faster_rcnn;
 mod inception_resnet_v2;
 mod inception_v2;
+mod inception_v3;
 mod mobilenet_v1;
 mod mobilenet_v2;
 mod nasnet;

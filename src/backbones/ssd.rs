@@ -4,17 +4,18 @@ use anyhow::{Context, Result, bail};
 
 use super::depth::Depth;
 use super::ssd_feature_maps::{FeatureMapOptions, multi_resolution_feature_maps};
-use super::{inception_v2, mobilenet_v1, mobilenet_v2};
+use super::{inception_v2, inception_v3, mobilenet_v1, mobilenet_v2};
 use crate::net::graph::{Graph, MovingVariance, NodeId, Op, Padding, Window};
 use crate::net::layers::{ConvScope, Scope};
 
 pub use super::ssd_feature_maps::Source;
 
 /// Every backbone that an SSD can have, by `feature_extractor.type`.
-const BACKBONES: [(&str, SsdBackbone); 4] = [
+const BACKBONES: [(&str, SsdBackbone); 5] = [
     ("ssd_mobilenet_v1", mobilenet_v1::SSD),
     ("ssd_mobilenet_v2", mobilenet_v2::SSD),
     ("ssd_inception_v2", inception_v2::SSD),
+    ("ssd_inception_v3", inception_v3::SSD),
     ("embedded_ssd_mobilenet_v1", mobilenet_v1::EMBEDDED_SSD),
 ];
 

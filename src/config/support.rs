@@ -555,7 +555,9 @@ mod tests {
         let text = ssd("feature_extractor { type: 'ssd_resnet50_v1_fpn' }");
         assert!(text.contains("model.ssd.feature_extractor.type: \"ssd_resnet50_v1_fpn\""), "{text}");
         assert!(
-            text.contains("(accepted: ssd_mobilenet_v1, ssd_mobilenet_v2, ssd_inception_v2, embedded_ssd_mobilenet_v1)"),
+            text.contains(
+                "(accepted: ssd_mobilenet_v1, ssd_mobilenet_v2, ssd_inception_v2, ssd_inception_v3, embedded_ssd_mobilenet_v1)"
+            ),
             "{text}"
         );
         assert!(ssd("add_background_class: false").contains("model.ssd.add_background_class: false: "));

@@ -109,11 +109,14 @@ impl Ssd {
             graph.output(&format!("box_encodings_{i}"), predicted.boxes);
             graph.output(&format!("class_predictions_{i}"), predicted.classes);
         }
-        let anchors = input_size.map_or_else(Vec::new, |picture| {
+        let grids = input_size.map_or_else(Vec::new, |picture| {
             let sizes = graph.sizes(picture.map(|side| side as i64));
-            let grids: Vec<[i64; 2]> = maps.iter().map(|m| sizes[m.0]).collect();
-            shapes.generate(&grids, picture)
+            maps.iter().map(|m| sizes[m.0]).collect::<Vec<[i64; 2]>>()
         });
+        if let Some(small) = grids.iter().flatten().position(|side| *side < 1) {
+            bail!("model.ssd.image_resizer: pictures of {input_size:?} are too small: feature map {} has no cells", small / 2);
+        }
+        let anchors = input_size.map_or_else(Vec::new, |picture| shapes.generate(&grids, picture));
         let (nms, converter) = ssd_config::post_processing(config)?;
         Ok(Self {
             num_classes: ssd_config::num_classes(config)?,

@@ -137,7 +137,8 @@ impl Window {
     /// `[height, width]` of the output.
     pub fn output_size(&self, height: i64, width: i64) -> [i64; 2] {
         let [top, left, bottom, right] = self.pads(height, width);
-        let side = |size: i64, i: usize| (size - (self.kernel[i] - 1) * self.dilation[i] - 1) / self.stride[i] + 1;
+        // Rounded down also below zero: a map that is smaller than the window has no cells.
+        let side = |size: i64, i: usize| (size - (self.kernel[i] - 1) * self.dilation[i] - 1).div_euclid(self.stride[i]) + 1;
         [side(height + top + bottom, 0), side(width + left + right, 1)]
     }
 }
