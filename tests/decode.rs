@@ -82,6 +82,33 @@ fn a_truncated_picture_is_refused_at_whatever_byte_it_ends() {
     }
 }
 
+/// A PNG with one more chunk before its last.
+fn with_chunk(png: &[u8], kind: &[u8; 4]) -> Vec<u8> {
+    let (rest, end) = png.split_at(png.len() - 12);
+    let mut checksum = flate2::Crc::new();
+    checksum.update(kind);
+    [rest, &[0; 4], kind, &checksum.sum().to_be_bytes(), end].concat()
+}
+
+#[test]
+fn damage_behind_the_last_pixel_is_refused_where_tensorflow_refuses_it() {
+    let png = std::fs::read(fixtures().join("rgb.png")).unwrap();
+    for (kind, good) in [(b"teXt", true), (b"te\x0ft", false), (b"+EXt", false), (b"CgBI", false)] {
+        assert_eq!(decode(&with_chunk(&png, kind)).is_ok(), good, "{}", kind.escape_ascii());
+        assert_eq!(check_structure(&with_chunk(&png, kind)).is_ok(), good, "{}", kind.escape_ascii());
+    }
+    let mut end = png.clone();
+    *end.last_mut().unwrap() ^= 1;
+    assert!(decode(&end).unwrap_err().to_string().contains("IEND"));
+
+    // A marker that libjpeg does not know, between the last scan and the end.
+    let jpeg = std::fs::read(fixtures().join("420.jpg")).unwrap();
+    assert!(jpeg.ends_with(&[0xFF, 0xD9]));
+    let with_marker = |code: u8| [&jpeg[..jpeg.len() - 2], &[0xFF, code, 0, 2, 0xFF, 0xD9]].concat();
+    assert_eq!(decode(&with_marker(0xFE)).unwrap(), decode(&jpeg).unwrap(), "a comment");
+    assert!(decode(&with_marker(0x8F)).is_err());
+}
+
 #[test]
 fn no_damage_makes_the_decoder_panic() {
     // A small generator of its own, so that a failure can be repeated: xorshift64.

@@ -154,6 +154,8 @@ fn png_size(bytes: &[u8]) -> Result<(usize, usize)> {
     }
 }
 
+/// Walks the chunks up to IEND, and refuses kinds that libpng, and so TensorFlow, refuses: those that are no four letters, and
+/// those unknown to it whose first letter is large, which says that a picture cannot be shown without them.
 fn png_chunks_to_the_end(bytes: &[u8]) -> Result<()> {
     let mut at = 8;
     loop {
@@ -169,7 +171,17 @@ fn png_chunks_to_the_end(bytes: &[u8]) -> Result<()> {
                 String::from_utf8_lossy(&head[4..])
             );
         }
-        if &head[4..] == b"IEND" {
+        let kind = &head[4..];
+        let known = matches!(kind, b"IHDR" | b"PLTE" | b"IDAT" | b"IEND");
+        if !known && (kind[0].is_ascii_uppercase() || !kind.iter().all(u8::is_ascii_alphabetic)) {
+            let kind = kind.escape_ascii();
+            bail!("the png has a chunk `{kind}` at byte {at}, which no reader knows; the file is damaged, save it anew");
+        }
+        if kind == b"IEND" {
+            // Of no body the checksum is always the same. What decodes the pixels never comes to it; libpng does, and refuses.
+            if bytes[next - 4..next] != [0xAE, 0x42, 0x60, 0x82] {
+                bail!("the checksum of the png's IEND chunk is wrong; the file is damaged");
+            }
             return Ok(());
         }
         at = next;

@@ -253,6 +253,8 @@ fn decode_with_libjpeg(bytes: &[u8], header: &Header, dct: Dct, exhausted: &Cell
         started.read_scanlines_into(strip)?;
         truncated(exhausted)?;
     }
+    // Reads on to the end-of-image marker: what libjpeg cannot pass over there TensorFlow refuses.
+    started.finish()?;
     Ok((width, height, if inks { rgb_of_cmyk(&samples, header.adobe) } else { samples }))
 }
 
