@@ -78,6 +78,21 @@ fn terms(losses: &Losses) -> Vec<f64> {
 }
 
 #[test]
+fn anchors_beyond_the_picture_are_taken_out_in_training_or_clipped_as_the_config_says() {
+    let (images, truth) = batch();
+    let anchors = |clip: bool| {
+        let model = model(|m| m.clip_anchors_to_image = Some(clip));
+        let pass = model.train(&variables(&model), &Pictures::whole(&images), &truth, &mut in_order()).unwrap();
+        assert!(pass.rpn_loss.objectness.double_value(&[]) > 0.0);
+        pass.first.anchors_px
+    };
+    let (pruned, clipped) = (anchors(false), anchors(true));
+    assert!(pruned.len() < clipped.len(), "{} {}", pruned.len(), clipped.len());
+    assert!(clipped.iter().flatten().all(|v| (0.0..=96.0).contains(v)));
+    assert!(pruned.iter().all(|a| clipped.contains(a)));
+}
+
+#[test]
 fn padded_pictures_of_different_shapes_make_a_batch_and_are_found_in_themselves() {
     let padded = model(|m| {
         use pb::image_resizer::ImageResizerOneof as R;

@@ -219,7 +219,7 @@ const TABLE: &[Message] = &[
         ("use_matmul_crop_and_resize", NoEffect("it gives the same crops")),
         ("use_matmul_gather_in_matcher", NoEffect("it gives the same matches")),
         ("use_static_shapes_for_eval", NoEffect("it gives the same detections")),
-        ("clip_anchors_to_image", Only(FALSE, "in training, anchors that leave the picture are pruned")),
+        ("clip_anchors_to_image", Yes),
         ("use_static_balanced_label_sampler", Only(FALSE, "samples are as large as they can be")),
         ("use_static_shapes", Only(FALSE, "samples are as large as they can be")),
     ]),

@@ -127,6 +127,7 @@ fn rpn(config: &pb::FasterRcnn, anchors: GridAnchors) -> Result<Rpn> {
     let fraction = fraction("first_stage_positive_balance_fraction", config.first_stage_positive_balance_fraction())?;
     Ok(Rpn {
         anchors,
+        clip_anchors: config.clip_anchors_to_image(),
         coder: CODER,
         nms: NmsOptions {
             score_threshold: config.first_stage_nms_score_threshold(),

@@ -33,6 +33,8 @@ const MATCHER: Matcher = Matcher::ArgMax(ArgMaxMatcher {
 #[derive(Debug, Clone)]
 pub struct Rpn {
     pub anchors: GridAnchors,
+    /// In training too, anchors that leave the picture are clipped to it (`clip_anchors_to_image`), not taken out.
+    pub clip_anchors: bool,
     pub coder: BoxCoder,
     /// What becomes a proposal; there is one class.
     pub nms: NmsOptions,
@@ -55,7 +57,7 @@ pub struct RpnLayers {
 /// Anchors in training and in inference differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Anchors that leave the picture are taken out, together with what was predicted at them.
+    /// Anchors that leave the picture are taken out, together with what was predicted at them, unless they are clipped.
     Training,
     /// Anchors are clipped to the picture.
     Inference,
@@ -124,6 +126,7 @@ impl Rpn {
         let window = frame.window_px();
         match phase {
             Phase::Inference => anchors_px.iter_mut().for_each(|a| *a = clip(a, &window)),
+            Phase::Training if self.clip_anchors => anchors_px.iter_mut().for_each(|a| *a = clip(a, &window)),
             Phase::Training => {
                 let inside = |a: &BBox| a[0] >= window[0] && a[1] >= window[1] && a[2] <= window[2] && a[3] <= window[3];
                 let kept: Vec<i64> = (0..anchors_px.len()).filter(|&i| inside(&anchors_px[i])).map(|i| i as i64).collect();
