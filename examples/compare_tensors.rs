@@ -7,6 +7,7 @@
 //! Weights are those of the recipe in reference/README.md. The npz file has keys as the golden ones: `var/NAME` (shape), `tvar/NAME` (trainable),
 //! `init/NAME` (mean, deviation, least and greatest of its random start), `i/...` inference on image1, `t/...` one training step on image1
 //! (`batch` 2: and image2), `grad/NAME/{l2,s}`, `delta/NAME/{l2,s}`.
+//! With a key `float64` both sides are float64, losses and gradients alone, with `grad/NAME/{sum,max}` too (tests/interop/gradients.py writes it).
 
 #[allow(dead_code)]
 #[path = "../tests/common/reference.rs"]
@@ -37,6 +38,7 @@ use tch::{Device, Kind, Tensor};
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [pictures, pairs @ ..] = args.as_slice() else { bail!("usage: compare_tensors PICTURES CONFIG NPZ ...") };
+    let mut different = false;
     for pair in pairs.chunks_exact(2) {
         let name = Path::new(&pair[0]).file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let mut report = Report { lines: Vec::new(), worst: BTreeMap::new() };
@@ -47,6 +49,10 @@ fn main() -> Result<()> {
         let worst: Vec<String> = report.worst.iter().map(|(k, (d, n))| format!("{k} {d:.0e} ({n})")).collect();
         println!("{name}: {}", worst.join(", "));
         report.lines.iter().take(12).for_each(|line| println!("    {line}"));
+        different |= !report.lines.is_empty();
+    }
+    if different {
+        bail!("there are differences");
     }
     Ok(())
 }
@@ -104,7 +110,8 @@ fn compare(pictures: &Path, config: &Path, npz: &Path, report: &mut Report) -> R
     }
     let mut weights = Variables::new(model.variables(), 0, Device::Cpu)?;
     initial_values(&golden, &weights, report)?;
-    if !golden.has("i/preprocessed") && !golden.has("t/preprocessed") {
+    let double = golden.has("float64");
+    if !golden.has("i/preprocessed") && !golden.has("t/preprocessed") && !double {
         return Ok(());
     }
     set_regenerated_weights(&mut weights);
@@ -128,6 +135,9 @@ fn compare(pictures: &Path, config: &Path, npz: &Path, report: &mut Report) -> R
             let ssd = Ssd::from_config(c)?;
             if golden.has("i/preprocessed") {
                 ssd_inference(&golden, &ssd, &weights, &pictures(&["image1"])?, report)?;
+            }
+            if double {
+                double_gradients(&golden, &ssd, &weights, &batch, &truth, report)?;
             }
             if golden.has("t/preprocessed") {
                 let moving = ssd_training(&golden, &ssd, &weights, &batch, &truth, report)?;
@@ -283,6 +293,52 @@ fn ssd_training(
     report.scalar(golden, "losses", "t/loss/classification_loss", record.classification.double_value(&[]), 1e-4);
     (record.localization + record.classification).backward();
     Ok(pass.moving)
+}
+
+/// Losses and gradients, regularization included, in float64 on both sides.
+fn double_gradients(
+    golden: &Golden,
+    model: &Ssd,
+    weights: &Variables,
+    pictures: &Pictures,
+    truth: &[Groundtruth],
+    report: &mut Report,
+) -> Result<()> {
+    let weights = weights.to_double()?;
+    let pixels = pictures.pixels.f_to_kind(Kind::Double)?;
+    let pass = exec::train(model.graph(), &weights, &Ssd::preprocess(&pixels)?, 0)?;
+    let record = model.loss(&model.gather(&pass.outputs, &pictures.frame)?, truth)?;
+    for (name, term) in [("localization_loss", &record.localization), ("classification_loss", &record.classification)] {
+        report.scalar(golden, "losses", &format!("t/loss/{name}"), term.double_value(&[]), 1e-6);
+    }
+    (record.localization + record.classification).backward();
+    let floor = 1e-6 * golden.scalar("t/gnorm");
+    for (i, spec) in weights.specs().iter().enumerate().filter(|(_, s)| s.trainable) {
+        let gradient = weights.tensor(i).grad() + weights.tensor(i).detach() * spec.regularizer.l2();
+        let values = values_in_tensorflow_layout(spec, &gradient)?;
+        let key = |what: &str| format!("grad/{}/{what}", spec.name);
+        if !golden.has(&key("l2")) {
+            report.lines.push(format!("no gradient for {} in the npz", spec.name));
+            continue;
+        }
+        let [l2, largest] = ["l2", "max"].map(|what| golden.scalar(&key(what)));
+        let squares = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+        report.add("gradient norms", &spec.name, (squares.sqrt() - l2).abs() / l2.max(floor), 1e-3);
+        // A sum may cancel: what its addends leave of it is known to a part of the norm.
+        let sum = values.iter().map(|&v| f64::from(v)).sum::<f64>() - golden.scalar(&key("sum"));
+        report.add("sums, of the norm", &spec.name, sum.abs() / (l2.max(floor) * (values.len() as f64).sqrt()), 1e-3);
+        let samples = golden.get(&key("s"));
+        let n = values.len();
+        for (k, s) in samples.iter().enumerate() {
+            let at = if samples.len() == n { k } else { (n * k / 16 + n / 32).min(n - 1) };
+            report.add("samples, of the largest", &spec.name, (f64::from(values[at]) - s).abs() / largest.max(floor), 1e-3);
+        }
+    }
+    let count = golden.keys("grad/").iter().filter(|k| k.ends_with("/l2")).count();
+    if report.worst.get("gradient norms").map_or(0, |(_, n)| *n) != count {
+        report.lines.push(format!("{count} gradients expected"));
+    }
+    Ok(())
 }
 
 /// The proposals of a golden file.

@@ -20,7 +20,7 @@ impl LocalizationLoss {
             Self::SmoothL1 { delta } => predictions.f_huber_loss(targets, tch::Reduction::None, delta)?,
             Self::L2 => (predictions - targets).f_square()? * 0.5,
         }; // [N, A, 4]
-        Ok(loss.f_sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)? * weights) // [N, A]
+        Ok(loss.f_sum_dim_intlist([-1i64].as_slice(), false, loss.kind())? * weights) // [N, A]
     }
 }
 
@@ -52,11 +52,11 @@ impl ClassificationLoss {
                 (&all - target).f_where_self(&classes.f_ge(0)?, &(&all - all.detach()))?
             }
             Self::Sigmoid => {
-                let targets = one_hot(classes, columns)?; // [N, A, K + 1]
+                let targets = one_hot(classes, columns)?.f_to_kind(logits.kind())?; // [N, A, K + 1]
                 sum_columns(&cross_entropy(logits, &targets)?)?
             }
             Self::SigmoidFocal { alpha, gamma } => {
-                let targets = one_hot(classes, columns)?;
+                let targets = one_hot(classes, columns)?.f_to_kind(logits.kind())?;
                 let p = logits.f_sigmoid()?;
                 let p_t: Tensor = &targets * &p + (1.0f64 - &targets) * (1.0f64 - &p);
                 let mut loss = cross_entropy(logits, &targets)?;
@@ -69,7 +69,7 @@ impl ClassificationLoss {
                 sum_columns(&loss)?
             }
             Self::BootstrappedSigmoid { alpha, hard } => {
-                let targets = one_hot(classes, columns)?;
+                let targets = one_hot(classes, columns)?.f_to_kind(logits.kind())?;
                 let p = logits.f_sigmoid()?;
                 let guess = if hard { p.f_gt(0.5)?.to_kind(Kind::Float) } else { p };
                 sum_columns(&cross_entropy(logits, &(targets * alpha + guess * (1.0 - alpha)))?)?
@@ -90,7 +90,7 @@ fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
 }
 
 fn sum_columns(x: &Tensor) -> Result<Tensor> {
-    Ok(x.f_sum_dim_intlist([-1i64].as_slice(), false, Kind::Float)?)
+    Ok(x.f_sum_dim_intlist([-1i64].as_slice(), false, x.kind())?)
 }
 
 #[cfg(test)]

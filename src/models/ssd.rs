@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use rayon::prelude::*;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::box_predictor::Predicted;
 use super::pictures::{Frame, Pictures};
@@ -214,7 +214,7 @@ impl Ssd {
     ///
     /// * `groundtruth`: normalized to each picture without padding.
     pub fn loss(&self, predictions: &Predictions, groundtruth: &[Groundtruth]) -> Result<LossRecord> {
-        let device = predictions.box_encodings.device();
+        let (kind, device) = (predictions.box_encodings.kind(), predictions.box_encodings.device());
         let anchors = &predictions.anchors;
         let [n, a] = [groundtruth.len() as i64, anchors.len() as i64];
         let options = &self.loss;
@@ -225,7 +225,7 @@ impl Ssd {
             .collect();
         let stack = |row: fn(&Targets) -> &[f32], shape: &[i64]| -> Result<Tensor> {
             let flat: Vec<f32> = targets.iter().flat_map(|t| row(t).iter().copied()).collect();
-            Ok(Tensor::from_slice(&flat).f_view(shape)?.f_to_device(device)?)
+            Ok(Tensor::from_slice(&flat).f_view(shape)?.f_to_device(device)?.f_to_kind(kind)?)
         };
         let codes = stack(|t| &t.codes, &[n, a, 4])?;
         let box_weights = stack(|t| &t.box_weights, &[n, a])?;
@@ -244,7 +244,7 @@ impl Ssd {
             for (i, m) in mined.iter().enumerate() {
                 m.selected.iter().for_each(|&s| mask[i * a as usize + s] = 1.0);
             }
-            let mask = Tensor::from_slice(&mask).f_view([n, a])?.f_to_device(device)?;
+            let mask = Tensor::from_slice(&mask).f_view([n, a])?.f_to_device(device)?.f_to_kind(kind)?;
             localization = localization.f_mul(&mask)?;
             classification = classification.f_mul(&mask)?;
         }
@@ -252,8 +252,8 @@ impl Ssd {
         let normalizer = if options.normalize_by_matches { (matched as f64).max(1.0) } else { 1.0 };
         let code_size = if options.normalize_by_code_size { 4.0 } else { 1.0 };
         Ok(LossRecord {
-            localization: localization.f_sum(Kind::Float)? * (options.localization_weight / (normalizer * code_size)),
-            classification: classification.f_sum(Kind::Float)? * (options.classification_weight / normalizer),
+            localization: localization.f_sum(localization.kind())? * (options.localization_weight / (normalizer * code_size)),
+            classification: classification.f_sum(classification.kind())? * (options.classification_weight / normalizer),
             targets,
             mined,
         })

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 pub use super::inference::Inference;
 
@@ -228,7 +228,7 @@ fn batch_norm<'v>(
     let beta = match norm.beta {
         Some(beta) => var(beta),
         None => {
-            zeros = Tensor::f_zeros([x.size()[1]], (Kind::Float, x.device()))?;
+            zeros = Tensor::f_zeros([x.size()[1]], (x.kind(), x.device()))?;
             &zeros
         }
     };

@@ -93,6 +93,16 @@ impl Variables {
         Ok(copy)
     }
 
+    /// The same variables and values as float64, for a pass without float32's roundings.
+    pub fn to_double(&self) -> Result<Self> {
+        let mut copy = self.copy()?;
+        for tensor in &mut copy.tensors {
+            *tensor = tch::no_grad(|| tensor.f_to_kind(Kind::Double))?;
+        }
+        copy.track_gradients()?;
+        Ok(copy)
+    }
+
     /// Sets the `i`th variable from a tensor of its shape.
     pub fn set(&mut self, i: usize, values: &Tensor) -> Result<()> {
         tch::no_grad(|| self.tensors[i].f_copy_(&values.detach()))?;
