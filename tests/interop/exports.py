@@ -24,6 +24,7 @@ import numpy as np
 import onnxruntime
 import tensorflow as tf
 import torch
+from PIL import Image
 
 OUTPUTS = ["detection_boxes", "detection_scores", "detection_classes", "num_detections"]
 ALL = [
@@ -32,8 +33,9 @@ ALL = [
     "faster_rcnn_inception_resnet_v2_atrous_coco", "faster_rcnn_inception_resnet_v2_atrous_lowproposals_coco", "faster_rcnn_nas",
     "faster_rcnn_nas_lowproposals_coco",
 ]
-# Random pictures of these shapes go through every file, each of a batch as if alone.
-SIZES = [(1, 1, 1, 3), (1, 300, 300, 3), (1, 3000, 4000, 3), (1, 40, 640, 3), (1, 640, 40, 3)]
+# What --sizes adds: the first picture at these widths and heights, and grey.
+SIZES = [(1, 1), (300, 300), (4000, 3000), (640, 40), (40, 640)]
+# And a batch of random pictures, where the model takes one.
 BATCH = (3, 200, 300, 3)
 
 
@@ -116,16 +118,23 @@ def compare(expected, found, least):
     return scores, boxes
 
 
-def any_size(run, fixed, tolerance):
-    """Pictures of all sizes give sound numbers, and those of a batch what each gives alone."""
-    random = np.random.RandomState(0)
-    for shape in SIZES + ([BATCH] if fixed else []):
-        pictures = random.randint(0, 256, shape).astype(np.uint8)
-        together = run(pictures)
-        assert all(np.isfinite(values).all() for values in together), shape
-        for i, picture in enumerate(pictures):
-            alone, one = detections(run(picture[None]), 0), detections(together, i)
-            assert all(np.abs(alone[key] - one[key]).max(initial=0) < tolerance for key in one), shape
+def resized(folder, into):
+    """The first picture of `folder` at all of SIZES and as one channel, in a new folder `into`."""
+    os.mkdir(into)
+    with Image.open(os.path.join(folder, min(os.listdir(folder)))) as picture:
+        picture = picture.convert("RGB")
+        picture.convert("L").save(os.path.join(into, "grey.png"))
+        for size in SIZES:
+            picture.resize(size, Image.Resampling.BILINEAR).save(os.path.join(into, f"{size[0]}x{size[1]}.png"))
+
+
+def batched(run, tolerance):
+    """Whether each picture of a batch gives what it gives alone."""
+    pictures = np.random.RandomState(0).randint(0, 256, BATCH).astype(np.uint8)
+    together = run(pictures)
+    for i, picture in enumerate(pictures):
+        alone, one = detections(run(picture[None]), 0), detections(together, i)
+        assert all(np.abs(alone[key] - one[key]).max(initial=0) < tolerance for key in one), f"picture {i} of a batch"
 
 
 def main():
@@ -139,7 +148,7 @@ def main():
     parser.add_argument("--bin", default=os.path.join(os.path.dirname(__file__), "../../target/release"), help="where odh and examples/ are")
     parser.add_argument("--min_score", type=float, default=0.05)
     parser.add_argument("--tolerance", type=float, default=1e-4)
-    parser.add_argument("--sizes", action="store_true", help="also pictures from 1x1 to 4000x3000, and batches where the model takes them")
+    parser.add_argument("--sizes", action="store_true", help="also a picture from 1x1 to 4000x3000 and grey, and batches where the model takes them")
     args = parser.parse_args()
     models = ALL if args.all else args.models
     if args.config and (args.zoo or len(models) != 1):
@@ -160,10 +169,15 @@ def main():
             if args.config:
                 which = ["--checkpoint", os.path.join(zoo, os.listdir(zoo)[0], "model.ckpt")]
             odh("odh", "export", *which, "--output_dir", "exported", "--format", args.formats, cwd=work)
-            odh("odh", "detect", *which, "--output_dir", "found", "--min_score", str(args.min_score),
-                os.path.abspath(args.pictures), cwd=work, stderr=subprocess.DEVNULL)
-            with open(os.path.join(work, "found/detections.json"), encoding="utf-8") as file:
-                expected = json.load(file)
+            expected = {}
+            folders = [os.path.abspath(args.pictures)]
+            if args.sizes:
+                folders.append(os.path.join(work, "sizes"))
+                resized(*folders)
+            for folder in folders:
+                odh("odh", "detect", *which, "--output_dir", "found", "--min_score", str(args.min_score), folder, cwd=work, stderr=subprocess.DEVNULL)
+                with open(os.path.join(work, "found/detections.json"), encoding="utf-8") as file:
+                    expected.update({os.path.join(folder, picture): entry for picture, entry in json.load(file).items()})
             with open(os.path.join(work, "exported/pipeline.config"), encoding="utf-8") as file:
                 fixed = "fixed_shape_resizer" in file.read()
             for name in formats:
@@ -172,15 +186,15 @@ def main():
                 run = FORMATS[name](folder)
                 score, box, found, times = 0.0, 0.0, 0, []
                 for picture, entry in expected.items():
-                    pixels = decode(os.path.join(args.pictures, picture))[None]
+                    pixels = decode(picture)[None]
                     start = time.perf_counter()
                     values = run(pixels)
                     times.append(time.perf_counter() - start)
                     differences = compare(entry["detections"], detections(values, 0), args.min_score)
                     score, box = max(score, differences[0]), max(box, differences[1])
                     found += len(entry["detections"])
-                if args.sizes:
-                    any_size(run, fixed, args.tolerance)
+                if args.sizes and fixed:
+                    batched(run, args.tolerance)
                 worst = max(worst, score, box)
                 print(f"{model:56} {name:13} {len(expected):8} {found:6} {score:9.2e} {box:9.2e} {statistics.median(times):8.3f} {size:7.1f}", flush=True)
                 del run

@@ -12,7 +12,7 @@ use crate::proto::onnx::{
 
 /// The version of the format; the one that came with opset 17.
 const IR_VERSION: i64 = 8;
-/// The version of the operators: the first with all that is used here is 16 (RoiAlign's half-pixel mode); ONNX 1.12 of 2022 brought 17.
+/// The version of the operators: the first with all that is used here is 16 (GridSample); ONNX 1.12 of 2022 brought 17.
 const OPSET: i64 = 17;
 
 /// One output of one node, or a constant.

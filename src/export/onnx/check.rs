@@ -12,8 +12,8 @@ use crate::proto::onnx::{GraphProto, ModelProto};
 #[rustfmt::skip]
 const OPERATORS: &[&str] = &[
     "Abs", "Add", "And", "AveragePool", "Cast", "Clip", "Concat", "Conv", "Div", "Exp", "Expand", "Floor", "Gather", "GatherND", "Gemm",
-    "Greater", "GreaterOrEqual", "Identity", "If", "Less", "LessOrEqual", "MatMul", "Max", "MaxPool", "Min", "Mul", "NonMaxSuppression",
-    "Pad", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "RoiAlign", "Round",
+    "Greater", "GreaterOrEqual", "GridSample", "Identity", "If", "Less", "LessOrEqual", "MatMul", "Max", "MaxPool", "Min", "Mul", "NonMaxSuppression",
+    "Pad", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Round",
     "ScatterND", "Shape", "Sigmoid", "Slice", "Softmax", "Sub", "TopK", "Transpose", "Unsqueeze", "Where",
 ];
 

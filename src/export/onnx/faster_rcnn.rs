@@ -16,6 +16,9 @@ use crate::models::rpn::Rpn;
 use crate::proto::onnx::ModelProto;
 use crate::proto::onnx::tensor_proto::DataType;
 
+/// A coordinate of GridSample that touches no cell of a map of any size.
+const FAR: f32 = -4.0;
+
 /// The model: `image_tensor` ([`parts::image_tensor`]) to the four [`parts::outputs`].
 ///
 /// * `metadata`: what readers may ask the file for.
@@ -26,7 +29,7 @@ pub fn onnx(model: &FasterRcnn, variables: &ReadVariable, metadata: &[(&str, Str
     let mut b = Builder::new();
     let pictures = parts::image_tensor(&mut b);
     let prepared = b.within("Preprocessor", |b| prepare(b, model.resizer(), &model.pixels(), pictures));
-    let frame = b.within("Frame", |b| Frame::new(b, pictures, &prepared));
+    let frame = b.within("Frame", |b| Frame::new(b, &prepared));
 
     let first = model.first_graph();
     let wanted = [output(first, "map")?, output(first, "box_encodings")?, output(first, "objectness")?];
@@ -39,14 +42,15 @@ pub fn onnx(model: &FasterRcnn, variables: &ReadVariable, metadata: &[(&str, Str
 
     let classifier = model.classifier();
     let graph = &classifier.graph;
-    let wanted = [output(graph, "refined_box_encodings")?, output(graph, "class_predictions")?];
+    let predictions = [output(graph, "refined_box_encodings")?, output(graph, "class_predictions")?];
     let raw = match classifier.regions {
         Regions::Crops { side } => {
-            let crops = b.within("CropAndResize", |b| crop_and_resize(b, map, &regions, [side; 2])); // [N * P, C, side, side]
-            write_network(&mut b, graph, crops, &wanted, variables)?
+            let channels = first.channels(wanted[0]);
+            let crops = b.within("CropAndResize", |b| crop_and_resize(b, map, channels, &regions, [side; 2])); // [N * P, C, side, side]
+            write_network(&mut b, graph, crops, &predictions, variables)?
         }
         Regions::PositionSensitive { bins, crop } => {
-            let maps = write_network(&mut b, graph, map, &wanted, variables)?;
+            let maps = write_network(&mut b, graph, map, &predictions, variables)?;
             let shares = b.within("PSRoI", |b| bin_shares(b, maps[0], &regions, bins, crop));
             let k = classifier.num_classes as i64;
             let mut average = |name: &str, maps: Value, depth: i64| {
@@ -114,8 +118,6 @@ struct Proposed {
     boxes: Value,
     /// In pixels, computed from the normalized ones as upstream does: `[N, P, 4]`.
     boxes_px: Value,
-    /// Which picture each is of: `[N * P]`.
-    pictures: Value,
 }
 
 impl Proposed {
@@ -123,27 +125,13 @@ impl Proposed {
     fn new(b: &mut Builder, frame: &Frame, boxes_px: Value, max: usize) -> Self {
         let normalized = b.op("ToNormalizedCoordinates", "Mul", &[boxes_px, frame.reciprocal], &[]);
         let boxes_px = b.op("ToAbsoluteCoordinates", "Mul", &[normalized, frame.corners], &[]);
-        let numbers = range(b, "numbers", frame.pictures);
-        let numbers = reshape(b, "numbers/column", numbers, &[-1, 1]);
-        let of_each = b.ints("max_proposals", &[1], &[max as i64]);
-        let shape = concat(b, "pictures/shape", &[frame.pictures, of_each], 0);
-        let pictures = b.op("pictures", "Expand", &[numbers, shape], &[]); // [N, P]
-        Self {
-            max,
-            boxes: reshape(b, "boxes", normalized, &[-1, 4]),
-            boxes_px,
-            pictures: reshape(b, "pictures/row", pictures, &[-1]),
-        }
+        Self { max, boxes: reshape(b, "boxes", normalized, &[-1, 4]), boxes_px }
     }
 }
 
 /// Where TensorFlow's `crop_and_resize` samples one side of the map.
 struct Samples {
-    /// The first, in cells: `[..., 1]`.
-    first: Value,
-    /// From one to the next: `[..., 1]`.
-    step: Value,
-    /// All of them: `[..., count]`.
+    /// In cells: `[..., count]`.
     places: Value,
     /// Which of them lie on the map: `[..., count]`.
     inside: Value,
@@ -174,7 +162,7 @@ impl Samples {
         let zero = b.float("zero", 0.0);
         let not_before = b.op("NotBefore", "GreaterOrEqual", &[places, zero], &[]);
         let not_behind = b.op("NotBehind", "LessOrEqual", &[places, last], &[]);
-        Self { first, step, places, inside: b.op("Inside", "And", &[not_before, not_behind], &[]) }
+        Self { places, inside: b.op("Inside", "And", &[not_before, not_behind], &[]) }
     }
 }
 
@@ -184,43 +172,44 @@ fn numbers(b: &mut Builder, name: &str, range: std::ops::Range<i64>) -> Value {
     b.floats(name, &[values.len() as i64], &values)
 }
 
-/// TensorFlow's `crop_and_resize` of every region: `[N, C, h, w] -> [R, C, size[0], size[1]]`.
+/// TensorFlow's `crop_and_resize` of every region: `[N, C, h, w] -> [N * P, C, size[0], size[1]]`.
 ///
-/// It samples from corner to corner, and is 0 outside of the map; RoiAlign samples the middles of bins, and goes on with the map's edge. So
-/// RoiAlign gets boxes half a step larger on every side, and what TensorFlow has as outside is struck out.
-fn crop_and_resize(b: &mut Builder, map: Value, regions: &Proposed, size: [i64; 2]) -> Value {
-    let (mut starts, mut ends, mut inside) = (Vec::new(), Vec::new(), Vec::new());
-    for (i, name, across) in [(0, "y", [-1, 1, size[0], 1]), (1, "x", [-1, 1, 1, size[1]])] {
+/// GridSample takes all of a picture's samples at once. It fades from the map's edge into zeros, where TensorFlow is 0 at once; so what
+/// TensorFlow has as outside is sampled far off. (RoiAlign over boxes half a step larger gives the same, in twice the time or more.)
+///
+/// * `channels`: `C`.
+fn crop_and_resize(b: &mut Builder, map: Value, channels: i64, regions: &Proposed, size: [i64; 2]) -> Value {
+    let of_each = regions.max as i64;
+    let sides = [(0, "y", [-1, of_each, size[0], 1, 1]), (1, "x", [-1, of_each, 1, size[1], 1])];
+    let [y, x] = sides.map(|(i, name, across)| {
         b.within(name, |b| {
-            let (cells, count) = (map_side(b, map, i), size[i as usize]);
+            let cells = map_side(b, map, i);
             let ends_of = [("low", i), ("high", i + 2)].map(|(name, at)| columns(b, name, regions.boxes, [at, at + 1])); // [R, 1]
-            let samples = Samples::new(b, cells, ends_of, count);
-            inside.push(reshape(b, "Inside/across", samples.inside, &across));
-            let half = b.float("half", 0.5);
-            let reach = b.op("reach", "Mul", &[samples.step, half], &[]);
-            let start = b.op("start", "Sub", &[samples.first, reach], &[]);
-            // RoiAlign counts from the edge of the first cell, half a cell before its middle.
-            let start = b.op("start/edge", "Add", &[start, half], &[]);
-            let all = b.float("count", count as f32);
-            let way = b.op("all", "Mul", &[samples.step, all], &[]);
-            ends.push(b.op("end/edge", "Add", &[start, way], &[]));
-            starts.push(start);
-        });
-    }
-    let boxes = concat(b, "regions", &[starts[1], starts[0], ends[1], ends[0]], 1);
+            let samples = Samples::new(b, cells, ends_of, size[i as usize]);
+            // -1 is the edge before the first cell, half a cell from its middle, and 1 the edge behind the last.
+            let (half, two, one) = (b.float("half", 0.5), b.float("two", 2.0), b.float("one", 1.0));
+            let place = b.op("place/edge", "Add", &[samples.places, half], &[]);
+            let width = b.op("cell", "Div", &[two, cells], &[]);
+            let place = b.op("place/mul", "Mul", &[place, width], &[]);
+            let place = b.op("place/sub", "Sub", &[place, one], &[]);
+            let far = b.float("far", FAR);
+            let place = b.op("place", "Where", &[samples.inside, place, far], &[]);
+            let place = reshape(b, "place/across", place, &across);
+            let shape = b.ints("shape", &[5], &[1, of_each, size[0], size[1], 1]);
+            b.op("places", "Expand", &[place, shape], &[]) // [N, P, size[0], size[1], 1]
+        })
+    });
+    let grid = concat(b, "grid", &[x, y], 4);
+    let grid = reshape(b, "grid/regions", grid, &[0, of_each, size[0] * size[1], 2]);
     let attributes = [
-        Attribute::text("mode", "avg"),
-        Attribute::text("coordinate_transformation_mode", "half_pixel"),
-        Attribute::int("output_height", size[0]),
-        Attribute::int("output_width", size[1]),
-        Attribute::int("sampling_ratio", 1),
-        Attribute::float("spatial_scale", 1.0),
+        Attribute::text("mode", "bilinear"),
+        Attribute::text("padding_mode", "zeros"),
+        // onnxruntime has a quick way for this alone.
+        Attribute::int("align_corners", 0),
     ];
-    let crops = b.op("RoiAlign", "RoiAlign", &[map, boxes, regions.pictures], &attributes);
-    let inside = b.op("Inside", "And", &inside, &[]);
-    let inside = cast(b, "Inside/ToFloat", inside, DataType::Float);
-    // A product, since onnxruntime takes four times as long for Where; and of all, since it copies all to replace a few.
-    b.op("crops", "Mul", &[crops, inside], &[])
+    let samples = b.op("GridSample", "GridSample", &[map, grid], &attributes); // [N, C, P, size[0] * size[1]]
+    let samples = b.op("regions_first", "Transpose", &[samples], &[Attribute::ints("perm", &[0, 2, 1, 3])]);
+    reshape(b, "crops", samples, &[-1, channels, size[0], size[1]])
 }
 
 /// Height (0) or width (1) of a map `[N, C, h, w]`, a row of one float.

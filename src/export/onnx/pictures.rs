@@ -292,8 +292,6 @@ fn target_size(b: &mut Builder, resizer: Resizer, pictures: Value) -> [Value; 2]
 /// The sizes of a batch's pictures as boxes are measured by them.
 #[derive(Debug, Clone, Copy)]
 pub struct Frame {
-    /// How many: the `N` of the shapes, a row of one integer.
-    pub pictures: Value,
     /// Height, width, height, width, as floats, padding included: `[4]`.
     pub corners: Value,
     /// One over each of them.
@@ -305,15 +303,13 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// * `pictures`: as they were given.
-    pub fn new(b: &mut Builder, pictures: Value, prepared: &Prepared) -> Self {
-        let pictures = side(b, "pictures", pictures, 0);
+    pub fn new(b: &mut Builder, prepared: &Prepared) -> Self {
         let (corners, reciprocal) = corners(b, prepared.frame);
         let (own_corners, own_reciprocal) = match prepared.own == prepared.frame {
             true => (corners, reciprocal),
             false => b.within("own", |b| self::corners(b, prepared.own)),
         };
-        Self { pictures, corners, reciprocal, own_corners, own_reciprocal }
+        Self { corners, reciprocal, own_corners, own_reciprocal }
     }
 }
 

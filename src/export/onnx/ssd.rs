@@ -54,7 +54,7 @@ pub fn onnx(model: &SsdExport, variables: &ReadVariable, metadata: &[(&str, Stri
                 return suppress(b, &with, boxes, scores);
             }
             // The picture's share of the frame, which boxes are clipped to and then measured by.
-            let frame = b.within("Frame", |b| Frame::new(b, picture, &prepared));
+            let frame = b.within("Frame", |b| Frame::new(b, &prepared));
             let window = b.op("ClipWindow", "Div", &[frame.own_corners, frame.corners], &[]);
             let boxes = parts::clip(b, boxes, window);
             let scale = b.op("scale", "Div", &[one, window], &[]);
