@@ -59,11 +59,21 @@ impl ModelDetector {
     }
 }
 
+impl ModelDetector {
+    /// What might be found as well, had sums been rounded otherwise ([`Frozen::rounded_otherwise`]).
+    pub fn rounded_otherwise(&self, picture: &RgbImage) -> Result<Vec<Detections>> {
+        self.network.rounded_otherwise(&self.resized(picture)?)
+    }
+
+    fn resized(&self, picture: &RgbImage) -> Result<Pictures> {
+        let resized = self.resizer.resize(&picture.data, (picture.height, picture.width));
+        Pictures::new(&resized.pixels, resized.frame, &[resized.size], self.device)
+    }
+}
+
 impl PictureDetector for ModelDetector {
     fn detect(&mut self, picture: &RgbImage) -> Result<Detections> {
-        let resized = self.resizer.resize(&picture.data, (picture.height, picture.width));
-        let pictures = Pictures::new(&resized.pixels, resized.frame, &[resized.size], self.device)?;
-        let mut found = self.network.detect(&pictures)?;
+        let mut found = self.network.detect(&self.resized(picture)?)?;
         found.pop().context("the model gave nothing for the picture")
     }
 

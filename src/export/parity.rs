@@ -68,6 +68,8 @@ pub struct Difference {
     pub detections: usize,
     /// Detections that only one side has.
     pub unpaired: usize,
+    /// The model's own that other roundings move, and that the file has as one of these ([`Difference::settled`]).
+    pub moving: usize,
 }
 
 impl Parity {
@@ -97,22 +99,60 @@ impl Difference {
         let mut difference = Self::default();
         let lone = |score: f32| usize::from(score >= MIN_SCORE + tolerance);
         for i in (0..expected.scores.len()).filter(|&i| expected.scores[i] >= MIN_SCORE) {
-            let apart = |j: usize| (largest(&expected.boxes[i], &found.boxes[j]), distance(expected.scores[i], found.scores[j]));
-            let nearest = (0..free.len()).filter(|&k| found.classes[free[k]] == expected.classes[i]).min_by(|&a, &b| {
-                let sum = |k: usize| apart(free[k]).0 + apart(free[k]).1;
-                sum(a).total_cmp(&sum(b))
-            });
-            let Some(nearest) = nearest else {
+            let Some((k, apart)) = nearest(expected, i, found, &free) else {
                 difference.unpaired += lone(expected.scores[i]);
                 continue;
             };
-            let (bbox, score) = apart(free.swap_remove(nearest));
-            difference.bbox = difference.bbox.max(bbox);
-            difference.score = difference.score.max(score);
-            difference.detections += 1;
+            free.swap_remove(k);
+            difference.take(apart);
         }
         difference.unpaired += free.iter().map(|&j| lone(found.scores[j])).sum::<usize>();
         difference
+    }
+
+    /// [`Self::between`], where roundings decide: what the model finds otherwise among `others` may be found as it is there.
+    ///
+    /// One of the model's without an equal in the file is moving if one of the others has no equal of it either; one of the file's without an
+    /// equal must have one in the others.
+    pub fn settled(expected: &Detections, found: &Detections, others: &[Detections], tolerance: f32) -> Self {
+        let mut free: Vec<usize> = (0..found.scores.len()).collect();
+        let mut difference = Self::default();
+        let equal = |(bbox, score): (f32, f32)| bbox <= tolerance && score <= tolerance;
+        let mut alone = Vec::new();
+        for i in (0..expected.scores.len()).filter(|&i| expected.scores[i] >= MIN_SCORE) {
+            match nearest(expected, i, found, &free) {
+                Some((k, apart)) if equal(apart) => {
+                    free.swap_remove(k);
+                    difference.take(apart);
+                }
+                nearest => alone.push((i, nearest.map(|(_, apart)| apart))),
+            }
+        }
+        let all = |rows: &Detections| (0..rows.scores.len()).collect::<Vec<usize>>();
+        for (i, apart) in alone.into_iter().filter(|(i, _)| expected.scores[*i] >= MIN_SCORE + tolerance) {
+            let has = |other: &Detections| nearest(expected, i, other, &all(other)).is_some_and(|(_, apart)| equal(apart));
+            if !others.iter().all(has) {
+                difference.moving += 1;
+            } else if let Some(apart) = apart {
+                difference.take(apart);
+            } else {
+                difference.unpaired += 1;
+            }
+        }
+        for j in free.into_iter().filter(|&j| !(found.scores[j] < MIN_SCORE + tolerance)) {
+            let apart = others.iter().filter_map(|other| nearest(found, j, other, &all(other))).map(|(_, apart)| apart);
+            match apart.min_by(|a, b| (a.0 + a.1).total_cmp(&(b.0 + b.1))) {
+                Some(apart) => difference.take(apart),
+                None => difference.unpaired += 1,
+            }
+        }
+        difference
+    }
+
+    fn take(&mut self, (bbox, score): (f32, f32)) {
+        self.bbox = self.bbox.max(bbox);
+        self.score = self.score.max(score);
+        self.detections += 1;
     }
 
     /// Of these pictures and those.
@@ -122,6 +162,7 @@ impl Difference {
             bbox: self.bbox.max(other.bbox),
             detections: self.detections + other.detections,
             unpaired: self.unpaired + other.unpaired,
+            moving: self.moving + other.moving,
         }
     }
 
@@ -129,6 +170,14 @@ impl Difference {
     pub fn within(&self, tolerance: f32) -> bool {
         self.unpaired == 0 && self.score <= tolerance && self.bbox <= tolerance
     }
+}
+
+/// Of the rows `among` of `found`, the place in `among` of the one of the class of row `i` of `one` that is nearest by box and score, and how
+/// far apart these are.
+fn nearest(one: &Detections, i: usize, found: &Detections, among: &[usize]) -> Option<(usize, (f32, f32))> {
+    let apart = |j: usize| (largest(&one.boxes[i], &found.boxes[j]), distance(one.scores[i], found.scores[j]));
+    let same = (0..among.len()).filter(|&k| found.classes[among[k]] == one.classes[i]).map(|k| (k, apart(among[k])));
+    same.min_by(|(_, a), (_, b)| (a.0 + a.1).total_cmp(&(b.0 + b.1)))
 }
 
 /// What is not a number is infinitely far from everything.
@@ -177,6 +226,23 @@ mod tests {
             assert_eq!(Difference::between(&one, &other, 1e-4).unpaired, unpaired, "{other:?}");
             assert_eq!(Difference::between(&other, &one, 1e-4).unpaired, unpaired, "{other:?}");
         }
+    }
+
+    #[test]
+    fn what_other_roundings_move_may_be_found_as_it_is_there_and_nothing_else() {
+        let expected = detections(&[(0, 0.9, 0.1), (1, 0.8, 0.5)]);
+        let others = [expected.clone(), detections(&[(0, 0.9, 0.1), (1, 0.7, 0.52)])];
+        let settled = |found: &[(usize, f32, f32)]| Difference::settled(&expected, &detections(found), &others, 1e-4);
+        let moved = settled(&[(1, 0.70001, 0.52), (0, 0.9, 0.1)]);
+        assert!(moved.within(1e-4) && moved.moving == 1 && moved.detections == 2, "{moved:?}");
+        assert!(!settled(&[(0, 0.9, 0.1), (1, 0.75, 0.51)]).within(1e-4), "as none of them has it");
+        assert!(!settled(&[(0, 0.85, 0.1), (1, 0.8, 0.5)]).within(1e-4), "what does not move must be equal");
+        assert!(!settled(&[(1, 0.8, 0.5)]).within(1e-4), "what does not move must be there");
+        assert!(!settled(&[(0, 0.9, 0.1), (1, 0.8, 0.5), (2, 0.3, 0.5)]).within(1e-4), "nothing may come of itself");
+        assert!(!settled(&[(0, f32::NAN, 0.1), (1, 0.8, 0.5)]).within(1e-4));
+        let without = Difference::settled(&expected, &detections(&[(0, 0.9, 0.1), (1, 0.7, 0.52)]), &[], 1e-4);
+        assert!(!without.within(1e-4), "where nothing moves, it is a drift");
+        assert_eq!(settled(&[(0, 0.9, 0.1), (1, 0.8, 0.5)]), Difference { detections: 2, ..Difference::default() });
     }
 
     #[test]

@@ -162,6 +162,24 @@ impl Regioned {
         regions
     }
 
+    /// The same regions, where those that end on the frame's edge end a little inside it or behind it.
+    ///
+    /// TensorFlow's `crop_and_resize` gives 0 for a sample behind the map's last cell. The last samples of a region that ends on the edge lie
+    /// exactly on that cell, and one rounding decides which it is.
+    ///
+    /// * `inside`: which of it, each time it is asked; lower ends first, then right ends.
+    pub fn off_the_edge(&self, mut inside: impl FnMut(usize) -> bool) -> Self {
+        /// More than all roundings on the way to a sample, and less than can be seen, as a share of the frame's side.
+        const STEP: f32 = 2e-6;
+        let mut moved = self.clone();
+        for end in moved.boxes.iter_mut().flat_map(|b| b[2..].iter_mut().enumerate()) {
+            if *end.1 > 1.0 - STEP {
+                *end.1 = if inside(end.0) { 1.0 - STEP } else { 1.0 + STEP };
+            }
+        }
+        moved
+    }
+
     /// Which picture each is of. `[R]`
     pub fn pictures(&self) -> Vec<i64> {
         self.counts.iter().enumerate().flat_map(|(i, &n)| std::iter::repeat_n(i as i64, n)).collect()
@@ -346,5 +364,27 @@ impl BoxClassifier {
                 multiclass_clipped(ClassBoxes::Own(&boxes), &scores[rows.start * k..rows.end * k], k, &self.nms)
             })
             .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ends_on_the_edge_move_off_it_each_its_own_way() {
+        let frame = Frame::whole([100, 200], 1);
+        let regions = Regioned::new([[[0.0, 0.0, 100.0, 50.0], [20.0, 30.0, 60.0, 200.0]].as_slice()], &frame);
+        assert_eq!(regions.boxes, [[0.0, 0.0, 1.0, 0.25], [0.2, 0.15, 0.6, 1.0]]);
+        let mut asked = Vec::new();
+        let moved = regions.off_the_edge(|side| {
+            asked.push(side);
+            side == 0
+        });
+        assert_eq!(asked, [0, 1]);
+        assert!(moved.boxes[0][2] < 1.0 && moved.boxes[1][3] > 1.0, "{:?}", moved.boxes);
+        assert!((moved.boxes[0][2] - 1.0).abs() < 1e-5 && (moved.boxes[1][3] - 1.0).abs() < 1e-5);
+        assert_eq!((moved.boxes[0][..2].to_vec(), moved.boxes[0][3], moved.boxes[1][2]), (vec![0.0, 0.0], 0.25, 0.6));
+        assert_eq!(moved.boxes_px, regions.boxes_px);
     }
 }

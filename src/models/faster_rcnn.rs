@@ -4,6 +4,8 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
 use super::box_classifier::{BoxClassifier, BoxClassifierLoss, Classified, Regioned};
@@ -17,6 +19,11 @@ use crate::net::exec::{self, Inference, MovingUpdate};
 use crate::net::graph::{Graph, NodeId, Variable};
 use crate::net::variables::Variables;
 use crate::proto::object_detection::protos as pb;
+
+/// How often [`Frozen::rounded_otherwise`] moves each proposal its own way: enough for two that compete to be seen in every way.
+const MIXED: usize = 12;
+/// How far one runtime's objectness is from another's, as a share of the largest.
+const ROUNDING: f64 = 2e-6;
 
 /// A Faster R-CNN or R-FCN without its variables.
 #[derive(Debug, Clone)]
@@ -178,18 +185,55 @@ struct FrozenFasterRcnn {
 
 impl Frozen for FrozenFasterRcnn {
     fn detect(&self, pictures: &Pictures) -> Result<Vec<Detections>> {
-        let FasterRcnn { rpn, classifier, .. } = &self.model;
         tch::no_grad(|| {
-            let outputs = self.first.run(&self.model.preprocess(&pictures.pixels)?)?;
-            let first = rpn.gather(&outputs, &pictures.frame, Phase::Inference)?;
-            drop(outputs);
-            let proposals = rpn.proposals(&first)?;
-            let regions = Regioned::new(proposals.iter().map(|p| p.boxes_px.as_slice()), &pictures.frame);
-            if regions.boxes.is_empty() {
-                return Ok(vec![Detections::default(); proposals.len()]);
-            }
-            let classified = classifier.classify_in_parts(&first.map, &regions, |input| self.second.run(input))?;
-            classifier.postprocess(&classified, &regions)
+            let first = self.first_stage(pictures)?;
+            let regions = self.propose(&first)?;
+            self.classify(&first, &regions)
         })
+    }
+
+    /// Proposals that end on the edge, moved off it all alike and each its own way; then with the anchors' scores rounded otherwise as well,
+    /// which choose among equals where the picture is all of one colour.
+    fn rounded_otherwise(&self, picture: &Pictures) -> Result<Vec<Detections>> {
+        tch::no_grad(|| {
+            let mut first = self.first_stage(picture)?;
+            let mut found = Vec::new();
+            let regions = self.propose(&first)?;
+            for inside in [[true, true], [false, true], [true, false], [false, false]] {
+                found.extend(self.classify(&first, &regions.off_the_edge(|side| inside[side]))?);
+            }
+            let exact = first.objectness;
+            let largest = exact.f_abs()?.f_max()?.f_double_value(&[])?;
+            let mut random = ChaCha8Rng::seed_from_u64(0);
+            for _ in 0..MIXED {
+                let noise: Vec<f32> = (0..exact.numel()).map(|_| random.random_range(-1.0..1.0)).collect();
+                let noise = Tensor::from_slice(&noise).f_view(exact.size().as_slice())?.f_to_device(exact.device())?;
+                first.objectness = exact.f_add(&noise.f_mul_scalar(ROUNDING * largest)?)?;
+                let regions = self.propose(&first)?;
+                found.extend(self.classify(&first, &regions.off_the_edge(|_| random.random()))?);
+            }
+            Ok(found)
+        })
+    }
+}
+
+impl FrozenFasterRcnn {
+    fn first_stage(&self, pictures: &Pictures) -> Result<FirstStage> {
+        let outputs = self.first.run(&self.model.preprocess(&pictures.pixels)?)?;
+        self.model.rpn.gather(&outputs, &pictures.frame, Phase::Inference)
+    }
+
+    fn propose(&self, first: &FirstStage) -> Result<Regioned> {
+        let proposals = self.model.rpn.proposals(first)?;
+        Ok(Regioned::new(proposals.iter().map(|p| p.boxes_px.as_slice()), &first.frame))
+    }
+
+    fn classify(&self, first: &FirstStage, regions: &Regioned) -> Result<Vec<Detections>> {
+        if regions.boxes.is_empty() {
+            return Ok(vec![Detections::default(); regions.counts.len()]);
+        }
+        let classifier = &self.model.classifier;
+        let classified = classifier.classify_in_parts(&first.map, regions, |input| self.second.run(input))?;
+        classifier.postprocess(&classified, regions)
     }
 }

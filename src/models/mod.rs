@@ -90,6 +90,11 @@ pub trait Frozen {
     ///
     /// * `pictures`: resized.
     fn detect(&self, pictures: &Pictures) -> Result<Vec<Detections>>;
+
+    /// What the model might find as well in the one picture, had its sums been rounded otherwise; nothing where roundings decide nothing.
+    fn rounded_otherwise(&self, _picture: &Pictures) -> Result<Vec<Detections>> {
+        Ok(Vec::new())
+    }
 }
 
 /// The model that a pipeline config describes.
