@@ -75,12 +75,14 @@ def numbers(self, counts: List[int], device: Device):
 /// Where the `count` samples of each of `low..high` `[R]`, normalized, lie on a side of a map: the two neighbours `[R, count, 2]`, and their
 /// weights, which are 0 outside of the map.
 ///
+/// What is divided by is a tensor: a GPU divides by a number as it multiplies by the reciprocal, which puts some last samples past the map.
+///
 /// Source: tensorflow/core/kernels/image/crop_and_resize_op.cc; single precision, in its order.
 const TAPS: &str = "\
 def taps(self, low, high, side: int, count: int) -> Tuple[Tensor, Tensor]:
     last = float(side - 1)
     if count > 1:
-        step = (high - low) * last / float(count - 1)
+        step = (high - low) * last / torch.full([1], float(count - 1), dtype=6, device=low.device)
         at = (low * last).unsqueeze(1) + torch.arange(count, dtype=6, device=low.device) * step.unsqueeze(1)
     else:
         at = (0.5 * (low + high) * last).unsqueeze(1)
@@ -156,7 +158,7 @@ def average(self, maps, boxes, numbers):
 /// As `taps`, for each of `bins` equal parts of `low..high`: `[R, bins, count, 2]`.
 const BIN_TAPS: &str = "\
 def bin_taps(self, low, high, side: int, bins: int, count: int) -> Tuple[Tensor, Tensor]:
-    step = ((high - low) / float(bins)).unsqueeze(1)
+    step = ((high - low) / torch.full([1], float(bins), dtype=6, device=low.device)).unsqueeze(1)
     number = torch.arange(bins, dtype=6, device=low.device)
     start = low.unsqueeze(1) + number * step
     end = low.unsqueeze(1) + (number + 1.0) * step

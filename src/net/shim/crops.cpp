@@ -2,6 +2,7 @@
 #include "parallel.h"
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -129,38 +130,44 @@ struct CropAndResize : Function<CropAndResize> {
   }
 };
 
-// The same of libtorch's own operators, for other devices; the boxes a few at a time, as four maps of each crop are in memory at once.
+// The same of libtorch's own operators, for other devices; the boxes a few at a time, as four maps of each crop are in memory at once. Where
+// the samples lie is computed here: a GPU divides by a number as it multiplies by the reciprocal, which puts some last samples past the map.
 Tensor composed(const Tensor &map, const Tensor &boxes, const Tensor &pictures, int64_t ch, int64_t cw) {
-  const int64_t h = map.size(2), w = map.size(3), c = map.size(1), step = 64;
-  const Tensor cells = map.permute({0, 2, 3, 1}).reshape({-1, c});  // [N * H * W, C]
-  const auto axis = [&](const Tensor &from, const Tensor &to, int64_t side, int64_t crop) {
-    const double last = static_cast<double>(side - 1);
-    if (crop == 1) return (0.5 * (from + to) * last).unsqueeze(1);
-    const Tensor scale = (to - from) * last / static_cast<double>(crop - 1);
-    return (from * last).unsqueeze(1) + at::arange(crop, from.options()).unsqueeze(0) * scale.unsqueeze(1);  // [R, crop]
-  };
-  std::vector<Tensor> crops;
-  for (int64_t r = 0; r < boxes.size(0); r += step) {
-    const int64_t n = std::min(step, boxes.size(0) - r);
-    const Tensor part = boxes.narrow(0, r, n).to(map.device()), of = pictures.narrow(0, r, n).to(map.device());
-    const Tensor y = axis(part.select(1, 0), part.select(1, 2), h, ch), x = axis(part.select(1, 1), part.select(1, 3), w, cw);
-    const Tensor in_y = (y >= 0).logical_and(y <= h - 1), in_x = (x >= 0).logical_and(x <= w - 1);
-    const Tensor sy = at::where(in_y, y, at::zeros_like(y)), sx = at::where(in_x, x, at::zeros_like(x));
-    const Tensor top = sy.floor(), left = sx.floor();
-    const auto gather = [&](const Tensor &rows, const Tensor &columns) {
-      const Tensor index = (of.view({-1, 1, 1}) * h + rows.to(at::kLong).unsqueeze(2)) * w + columns.to(at::kLong).unsqueeze(1);
-      return cells.index_select(0, index.reshape({-1})).view({n, ch, cw, c});
-    };
-    const Tensor ly = (sy - top).view({n, ch, 1, 1}), lx = (sx - left).view({n, 1, cw, 1});
-    const auto line = [&](const Tensor &rows) {
-      const Tensor l = gather(rows, left);
-      return l + (gather(rows, sx.ceil()) - l) * lx;
-    };
-    const Tensor upper = line(top);
-    const Tensor inside = in_y.unsqueeze(2).logical_and(in_x.unsqueeze(1)).unsqueeze(3).to(map.scalar_type());
-    crops.push_back(((upper + (line(sy.ceil()) - upper) * ly) * inside).permute({0, 3, 1, 2}));
+  const Shape s{map.size(0), map.size(1), map.size(2), map.size(3), boxes.size(0), ch, cw};
+  const int64_t step = 64, each = ch + cw;
+  const auto all = all_taps(s, boxes.const_data_ptr<float>());
+  const int64_t *of = pictures.const_data_ptr<int64_t>(), total = s.boxes * each;
+  // Lower and upper neighbour, rows counted through all pictures; lerp and inside.
+  Tensor places = at::empty({2, s.boxes, each}, at::kLong), weights = at::empty({2, s.boxes, each}, at::kFloat);
+  int64_t *pp = places.mutable_data_ptr<int64_t>();
+  float *wp = weights.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < total; i++) {
+    const int64_t before = i % each < ch ? of[i / each] * s.h : 0;
+    pp[i] = before + all[i].lower, pp[total + i] = before + all[i].upper;
+    wp[i] = all[i].lerp, wp[total + i] = all[i].inside;
   }
-  return crops.empty() ? at::empty({0, c, ch, cw}, map.options()) : at::cat(crops);
+  places = places.to(map.device());
+  weights = weights.to(map.options());
+  const Tensor cells = map.permute({0, 2, 3, 1}).reshape({-1, s.c});  // [N * H * W, C]
+  std::vector<Tensor> crops;
+  for (int64_t r = 0; r < s.boxes; r += step) {
+    const int64_t n = std::min(step, s.boxes - r);
+    const auto part = [&](const Tensor &t, int64_t which) { return t[which].narrow(0, r, n); };
+    const auto rows = [&](const Tensor &t, int64_t which) { return part(t, which).narrow(1, 0, ch).unsqueeze(2); };      // [n, ch, 1]
+    const auto columns = [&](const Tensor &t, int64_t which) { return part(t, which).narrow(1, ch, cw).unsqueeze(1); };  // [n, 1, cw]
+    const auto gather = [&](int64_t row, int64_t column) {
+      const Tensor index = rows(places, row) * s.w + columns(places, column);  // [n, ch, cw]
+      return cells.index_select(0, index.view({-1})).view({n, ch, cw, s.c});
+    };
+    const Tensor down = rows(weights, 0).unsqueeze(3), across = columns(weights, 0).unsqueeze(3);
+    const auto line = [&](int64_t row) {
+      const Tensor left = gather(row, 0);
+      return left + (gather(row, 1) - left) * across;
+    };
+    const Tensor upper = line(0), inside = (rows(weights, 1) * columns(weights, 1)).unsqueeze(3);
+    crops.push_back(((upper + (line(1) - upper) * down) * inside).permute({0, 3, 1, 2}));
+  }
+  return crops.empty() ? at::empty({0, s.c, ch, cw}, map.options()) : at::cat(crops);
 }
 
 }  // namespace

@@ -105,6 +105,18 @@ mod tests {
     }
 
     #[test]
+    fn crops_that_end_with_the_map_are_the_same_on_every_path() {
+        for side in 2..40 {
+            let map = Tensor::ones([1, 1, side, 3], (Kind::Float, Device::Cpu));
+            for crop in 2..18 {
+                let [a, b] = [odh_crop_and_resize as Call, odh_crop_and_resize_composed as Call]
+                    .map(|f| call(f, &map, &[[0.1, 0.0, 1.0, 1.0]], &[0], [crop, 2]).unwrap());
+                assert_eq!(a, b, "{side} {crop}");
+            }
+        }
+    }
+
+    #[test]
     fn the_gradient_is_the_slope() {
         let (map, boxes, pictures) = random_case();
         let map = map.narrow(1, 0, 2);
