@@ -143,13 +143,14 @@ fn load(args: &Args) -> Result<Box<dyn PictureDetector>> {
 fn load_file(args: &Args, file: &Path) -> Result<ExportedDetector> {
     let label_map = args.label_file.as_deref().map(LabelMap::load).transpose()?;
     let on_cpu = ["auto", "cpu"].iter().any(|name| args.device.eq_ignore_ascii_case(name));
-    if file_kind::of(file)? == Kind::Onnx && !on_cpu {
+    let onnx = file_kind::of(file)? == Kind::Onnx;
+    if onnx && !on_cpu {
         return Err(exit::usage(format!(
             "--device `{}`: odh runs ONNX files on the CPU; model.torchscript.pt runs on a GPU",
             args.device
         )));
     }
-    let device = device::choose(&args.device)?;
+    let device = device::choose(if onnx { "cpu" } else { &args.device })?;
     let onnxruntime = LibrarySearch::new(args.onnxruntime.clone(), None);
     ExportedDetector::open(file, ExportedOptions { label_map, device, onnxruntime: &onnxruntime })
 }

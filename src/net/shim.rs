@@ -1,6 +1,7 @@
 //! The safe face of the C++ in `shim/`: the libtorch calls that tch has no binding for, and kernels where libtorch is slow.
 //!
-//! [`init`] comes before any tensor: libtorch looks for its CUDA half once, at its first use.
+//! [`init`] comes before any tensor, and [`load_cuda`] before it where a GPU may compute: libtorch looks for its CUDA half once, at its first
+//! use.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
@@ -24,7 +25,8 @@ const LIBTORCH_VERSION: &str = "2.11.0";
 
 unsafe extern "C" {
     fn odh_last_error() -> *const c_char;
-    fn odh_load_cuda() -> c_int;
+    fn odh_load_cuda(has_driver: *mut c_int) -> c_int;
+    fn odh_cuda_versions(driver: *mut c_int, libtorch: *mut c_int) -> c_int;
     fn odh_libtorch_version(out: *mut c_char, size: usize) -> c_int;
     fn odh_keep_memory(huge_pages: c_int) -> c_int;
     fn odh_channels_last(x: *const C_tensor, out: *mut *mut C_tensor) -> c_int;
@@ -34,32 +36,47 @@ unsafe extern "C" {
     fn odh_numerics(tf32: c_int, deterministic: c_int, cudnn_benchmark: c_int) -> c_int;
 }
 
-/// Whether libtorch's CUDA half was loaded.
+/// Whether libtorch's CUDA half was loaded, or why it was not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CudaLibrary {
     Loaded,
-    /// Why it was not: no driver, no device, or a CPU-only libtorch beside a working GPU.
-    Absent(String),
+    /// The machine has no NVIDIA driver.
+    NoDriver(String),
+    /// It has one, but no device that starts, or libtorch is one for the CPU only.
+    Unusable(String),
 }
 
 /// Loads libtorch's CUDA half where an NVIDIA driver and a device are present, once per process.
 ///
-/// It is never a link dependency, so that one binary serves machines with and without a GPU. Without a driver this costs well under a
-/// millisecond.
+/// It is never a link dependency, so that one binary serves machines with and without a GPU, and costs nothing where the CPU is to compute.
+/// Without a driver this costs well under a millisecond.
 pub fn load_cuda() -> &'static CudaLibrary {
     static LOADED: OnceLock<CudaLibrary> = OnceLock::new();
-    LOADED.get_or_init(|| match check(unsafe { odh_load_cuda() }) {
-        Ok(()) => CudaLibrary::Loaded,
-        Err(e) => CudaLibrary::Absent(format!("{e:#}")),
+    LOADED.get_or_init(|| {
+        let mut has_driver = 0;
+        match check(unsafe { odh_load_cuda(&mut has_driver) }) {
+            Ok(()) => CudaLibrary::Loaded,
+            Err(e) if has_driver == 0 => CudaLibrary::NoDriver(format!("{e:#}")),
+            Err(e) => CudaLibrary::Unusable(format!("{e:#}")),
+        }
     })
 }
 
-/// Readies libtorch: its CUDA half where there is a GPU, its version, and plain fp32 arithmetic. Call it before the first tensor.
+/// The CUDA versions, as 1000 * major + 10 * minor, that the driver is for (0 where it does not say) and that libtorch is made for.
+///
+/// # Errors
+/// If libtorch's CUDA half is not loaded.
+pub fn cuda_versions() -> Result<[i32; 2]> {
+    let [mut driver, mut libtorch] = [0; 2];
+    check(unsafe { odh_cuda_versions(&mut driver, &mut libtorch) }).context("asking for CUDA's version")?;
+    Ok([driver, libtorch])
+}
+
+/// Readies libtorch: its version, and plain fp32 arithmetic. Call it before the first tensor.
 ///
 /// # Errors
 /// If the libtorch that was loaded is not the one this binary was built for.
-pub fn init() -> Result<&'static CudaLibrary> {
-    let cuda = load_cuda();
+pub fn init() -> Result<()> {
     let found = libtorch_version()?;
     if found != LIBTORCH_VERSION {
         bail!(
@@ -68,8 +85,7 @@ pub fn init() -> Result<&'static CudaLibrary> {
             if found.is_empty() { "unknown" } else { &found }
         );
     }
-    set_numerics(Numerics::default())?;
-    Ok(cuda)
+    set_numerics(Numerics::default())
 }
 
 /// Readies the process for a long run of steps on the CPU: memory that a step frees stays with the process for the next one.
@@ -122,7 +138,6 @@ pub fn restart_tuned() -> std::io::Result<()> {
 
 /// The version of the loaded libtorch, such as `2.11.0` (without a `+cu130`), or an empty string where it does not say.
 pub fn libtorch_version() -> Result<String> {
-    load_cuda();
     let mut text = [0 as c_char; 64];
     check(unsafe { odh_libtorch_version(text.as_mut_ptr(), text.len()) }).context("asking libtorch for its version")?;
     let text = unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy();
@@ -170,7 +185,7 @@ pub fn is_channels_last(x: &Tensor) -> Result<bool> {
 /// # Errors
 /// If CUDA is not in use.
 pub fn cuda_memory_peak(device: usize, reset: bool) -> Result<u64> {
-    if *load_cuda() != CudaLibrary::Loaded {
+    if !tch::Cuda::is_available() {
         bail!("no CUDA device is in use");
     }
     let mut bytes = 0;
@@ -208,13 +223,12 @@ mod tests {
 
     #[test]
     fn cuda_is_loaded_or_says_why_not() {
-        match init().unwrap() {
-            CudaLibrary::Loaded => assert!(tch::Cuda::is_available()),
-            CudaLibrary::Absent(why) => {
-                assert!(!why.is_empty());
-                assert!(!tch::Cuda::is_available());
-                assert!(cuda_memory_peak(0, false).is_err());
-            }
+        // Where it is loaded, libtorch may have looked for it before, in another test.
+        if let CudaLibrary::NoDriver(why) | CudaLibrary::Unusable(why) = load_cuda() {
+            assert!(!why.is_empty());
+            assert!(!tch::Cuda::is_available());
+            assert!(cuda_memory_peak(0, false).is_err());
+            assert!(cuda_versions().is_err());
         }
     }
 

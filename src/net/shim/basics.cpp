@@ -5,6 +5,7 @@
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Version.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <dlfcn.h>
 #include <limits.h>
 #include <malloc.h>
@@ -39,18 +40,21 @@ extern "C" {
 
 const char *odh_last_error() { return odh::last_error.c_str(); }
 
-// Loads libtorch's CUDA half. Without a driver (the usual case on a CPU machine) this ends at the first dlopen. The driver is asked for
-// its devices first, because loading libtorch_cuda.so costs up to a second and 350 MB.
-int odh_load_cuda() {
-  return guarded([] {
+// Loads libtorch's CUDA half; has_driver says whether there is a driver. Without one (the usual case on a CPU machine) this ends at the first
+// dlopen. The driver is asked for its devices first, because loading libtorch_cuda.so costs up to a second and 350 MB.
+int odh_load_cuda(int *has_driver) {
+  return guarded([&] {
     void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
+    *has_driver = driver != nullptr;
     if (!driver) throw std::runtime_error("no NVIDIA driver: " + dl_error());
     auto init = reinterpret_cast<int (*)(unsigned)>(dlsym(driver, "cuInit"));
     auto count = reinterpret_cast<int (*)(int *)>(dlsym(driver, "cuDeviceGetCount"));
     if (init && count) {
       int devices = 0, code = init(0);
       if (code == 0) code = count(&devices);
-      if (code != 0) throw std::runtime_error("the NVIDIA driver does not start (CUDA driver error " + std::to_string(code) + ")");
+      const int no_device = 100;  // CUDA_ERROR_NO_DEVICE
+      if (code != 0 && code != no_device)
+        throw std::runtime_error("the NVIDIA driver does not start (CUDA driver error " + std::to_string(code) + ")");
       if (devices == 0) throw std::runtime_error("the NVIDIA driver lists no device");
     }
     std::string beside = libtorch_folder() + "libtorch_cuda.so";
@@ -62,8 +66,18 @@ int odh_load_cuda() {
   });
 }
 
-// The version of the libtorch that is loaded, such as "2.11.0", or "" where it does not say. To be called after odh_load_cuda: libtorch
-// looks for CUDA once, at its first use.
+// The CUDA version that the driver is for, 0 where it does not say, and the one that libtorch is made for, as 1000 * major + 10 * minor. To be
+// called after odh_load_cuda.
+int odh_cuda_versions(int *driver, int *libtorch) {
+  return guarded([&] {
+    void *library = dlopen("libcuda.so.1", RTLD_NOW);
+    auto version = library ? reinterpret_cast<int (*)(int *)>(dlsym(library, "cuDriverGetVersion")) : nullptr;
+    if (!version || version(driver) != 0) *driver = 0;
+    *libtorch = static_cast<int>(at::detail::getCUDAHooks().versionCUDART());
+  });
+}
+
+// The version of the libtorch that is loaded, such as "2.11.0", or "" where it does not say.
 int odh_libtorch_version(char *out, size_t size) {
   return guarded([&] {
     std::string config = at::show_config(), version;
