@@ -96,28 +96,41 @@ pub fn main(typed: Vec<OsString>) -> ExitCode {
             if code == 130 {
                 tracing::warn!(target: logging::FILE_ONLY, "{e:#}");
             } else {
-                tracing::error!(target: logging::FILE_ONLY, critical = true, "{e:#}");
+                tracing::error!(target: logging::FILE_ONLY, critical = true, "{}", causes(&e).join(": "));
             }
-            logging::say(&chain(&e));
+            logging::say(&format!("error: {}", causes(&e).join("\n  caused by: ")));
             ExitCode::from(code)
         }
     }
 }
 
-/// `error: what failed`, then each cause on a line of its own.
-fn chain(error: &anyhow::Error) -> String {
-    let mut text = format!("error: {error}");
-    let mut said = error.to_string();
-    for cause in error.chain().skip(1) {
-        let cause = cause.to_string();
+/// What failed, then each cause, as people are told of it.
+fn causes(error: &anyhow::Error) -> Vec<String> {
+    let mut said = String::new();
+    let mut told = Vec::new();
+    for cause in error.chain() {
+        let cause = as_told(&cause.to_string());
         // Some errors repeat their cause in their own words.
-        if !said.contains(&cause) {
-            text.push_str("\n  caused by: ");
-            text.push_str(&cause);
+        if told.is_empty() || !said.contains(&cause) {
+            told.push(cause.clone());
         }
         said = cause;
     }
-    text
+    told
+}
+
+/// What an error says, without libtorch's C++ frames, and with advice where a GPU's memory ran out.
+fn as_told(error: &str) -> String {
+    let text = shim::plain(error);
+    // libtorch's own allocator and the driver; cuBLAS and cuDNN.
+    let signs = ["out of memory", "STATUS_ALLOC_FAILED"];
+    match text.lines().find(|line| signs.iter().any(|sign| line.contains(sign))) {
+        Some(line) => format!(
+            "{}; a smaller --batch_size needs less in training, and --device cpu nothing of the GPU's; nvidia-smi lists what else uses it",
+            line.trim_end_matches('.')
+        ),
+        None => text.to_string(),
+    }
 }
 
 /// Letters, the long flag, and what may stand directly behind the letters.
@@ -461,7 +474,24 @@ mod tests {
         use anyhow::Context;
         let error =
             Err::<(), _>(std::io::Error::other("disk on fire")).context("cannot read a.xml").context("tfgen").unwrap_err();
-        assert_eq!(chain(&error), "error: tfgen\n  caused by: cannot read a.xml\n  caused by: disk on fire");
-        assert_eq!(chain(&anyhow::anyhow!("a: b").context("c: a: b")), "error: c: a: b");
+        assert_eq!(causes(&error), ["tfgen", "cannot read a.xml", "disk on fire"]);
+        assert_eq!(causes(&anyhow::anyhow!("a: b").context("c: a: b")), ["c: a: b"]);
+    }
+
+    #[test]
+    fn an_error_of_libtorch_is_told_without_frames_and_with_advice_where_memory_ran_out() {
+        let frames =
+            "Exception raised from malloc at CUDACachingAllocator.cpp:1 (most recent call first):\nframe #0: c10::Error\n";
+        let told = as_told(&format!("Internal torch error: CUDA out of memory. Tried to allocate 2.00 GiB.\n{frames}"));
+        assert!(
+            told.starts_with("Internal torch error: CUDA out of memory. Tried to allocate 2.00 GiB; a smaller --batch_size"),
+            "{told}"
+        );
+        let told = as_told(&format!("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere\n{frames}"));
+        assert!(told.starts_with("CUDA error: out of memory; a smaller --batch_size"), "{told}");
+        assert!(!told.contains('\n'), "{told}");
+        let told = as_told("The following operation failed in the TorchScript interpreter.\nRuntimeError: CUDA out of memory.");
+        assert!(told.starts_with("RuntimeError: CUDA out of memory; a smaller --batch_size"), "{told}");
+        assert_eq!(as_told(&format!("shapes do not fit:\n[1] and [2]\n{frames}")), "shapes do not fit:\n[1] and [2]");
     }
 }

@@ -18,9 +18,9 @@ impl LocalizationLoss {
     pub fn per_anchor(&self, predictions: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
         let loss = match *self {
             Self::SmoothL1 { delta } => predictions.f_huber_loss(targets, tch::Reduction::None, delta)?,
-            Self::L2 => (predictions - targets).f_square()? * 0.5,
+            Self::L2 => predictions.f_sub(targets)?.f_square()?.f_mul_scalar(0.5)?,
         }; // [N, A, 4]
-        Ok(loss.f_sum_dim_intlist([-1i64].as_slice(), false, loss.kind())? * weights) // [N, A]
+        Ok(sum_columns(&loss)?.f_mul(weights)?) // [N, A]
     }
 }
 
@@ -44,12 +44,12 @@ impl ClassificationLoss {
         let columns = logits.size()[2];
         let loss = match *self {
             Self::Softmax { logit_scale } => {
-                let logits = logits / logit_scale;
-                let logits = &logits - logits.detach().f_amax([-1i64], true)?;
+                let logits = logits.f_div_scalar(logit_scale)?;
+                let logits = logits.f_sub(&logits.f_detach()?.f_amax([-1i64], true)?)?;
                 let all = logits.f_logsumexp([-1i64], false)?; // [N, A]
                 let target = logits.f_gather(-1, &classes.f_clamp_min(0)?.f_unsqueeze(-1)?, false)?.f_squeeze_dim(-1)?;
                 // Of a target of zeros the loss is 0, but as TensorFlow's kernel has it, its gradient is the softmax.
-                (&all - target).f_where_self(&classes.f_ge(0)?, &(&all - all.detach()))?
+                all.f_sub(&target)?.f_where_self(&classes.f_ge(0)?, &all.f_sub(&all.f_detach()?)?)?
             }
             Self::Sigmoid => {
                 let targets = one_hot(classes, columns)?.f_to_kind(logits.kind())?; // [N, A, K + 1]
@@ -58,35 +58,41 @@ impl ClassificationLoss {
             Self::SigmoidFocal { alpha, gamma } => {
                 let targets = one_hot(classes, columns)?.f_to_kind(logits.kind())?;
                 let p = logits.f_sigmoid()?;
-                let p_t: Tensor = &targets * &p + (1.0f64 - &targets) * (1.0f64 - &p);
+                let others = one_minus(&targets)?;
+                let p_t = targets.f_mul(&p)?.f_add(&others.f_mul(&one_minus(&p)?)?)?;
                 let mut loss = cross_entropy(logits, &targets)?;
                 if gamma != 0.0 {
-                    loss *= (1.0f64 - &p_t).f_pow_tensor_scalar(gamma)?;
+                    loss = loss.f_mul_(&one_minus(&p_t)?.f_pow_tensor_scalar(gamma)?)?;
                 }
                 if let Some(alpha) = alpha {
-                    loss *= &targets * alpha + (1.0f64 - &targets) * (1.0 - alpha);
+                    loss = loss.f_mul_(&targets.f_mul_scalar(alpha)?.f_add(&others.f_mul_scalar(1.0 - alpha)?)?)?;
                 }
                 sum_columns(&loss)?
             }
             Self::BootstrappedSigmoid { alpha, hard } => {
                 let targets = one_hot(classes, columns)?.f_to_kind(logits.kind())?;
                 let p = logits.f_sigmoid()?;
-                let guess = if hard { p.f_gt(0.5)?.to_kind(Kind::Float) } else { p };
-                sum_columns(&cross_entropy(logits, &(targets * alpha + guess * (1.0 - alpha)))?)?
+                let guess = if hard { p.f_gt(0.5)?.f_to_kind(Kind::Float)? } else { p };
+                let mixed = targets.f_mul_scalar(alpha)?.f_add(&guess.f_mul_scalar(1.0 - alpha)?)?;
+                sum_columns(&cross_entropy(logits, &mixed)?)?
             }
         };
-        Ok(loss * weights)
+        Ok(loss.f_mul(weights)?)
     }
 }
 
 /// All zeros for a class of -1.
 fn one_hot(classes: &Tensor, columns: i64) -> Result<Tensor> {
     let columns = Tensor::f_arange(columns, (Kind::Int64, classes.device()))?;
-    Ok(classes.f_unsqueeze(-1)?.f_eq_tensor(&columns)?.to_kind(Kind::Float)) // [N, A, K + 1]
+    Ok(classes.f_unsqueeze(-1)?.f_eq_tensor(&columns)?.f_to_kind(Kind::Float)?) // [N, A, K + 1]
 }
 
 fn cross_entropy(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     Ok(logits.f_binary_cross_entropy_with_logits::<Tensor>(targets, None, None, tch::Reduction::None)?)
+}
+
+fn one_minus(x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_sub_scalar(1.0)?.f_neg()?)
 }
 
 fn sum_columns(x: &Tensor) -> Result<Tensor> {

@@ -18,9 +18,9 @@ impl ScoreConverter {
     /// Of each row of the last dimension.
     pub fn convert(self, logits: &Tensor) -> Result<Tensor> {
         Ok(match self {
-            Self::Identity { logit_scale } => logits / logit_scale,
-            Self::Sigmoid { logit_scale } => (logits / logit_scale).f_sigmoid()?,
-            Self::Softmax { logit_scale } => (logits / logit_scale).f_softmax(-1, Kind::Float)?,
+            Self::Identity { logit_scale } => logits.f_div_scalar(logit_scale)?,
+            Self::Sigmoid { logit_scale } => logits.f_div_scalar(logit_scale)?.f_sigmoid()?,
+            Self::Softmax { logit_scale } => logits.f_div_scalar(logit_scale)?.f_softmax(-1, Kind::Float)?,
         })
     }
 }

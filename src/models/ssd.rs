@@ -181,7 +181,7 @@ impl Ssd {
 
     /// From `[N, H, W, C]` in 0..255 to `[N, C, H, W]` in [-1, 1], in channels-last memory order.
     pub fn preprocess(images: &Tensor) -> Result<Tensor> {
-        Ok((images.f_permute([0i64, 3, 1, 2])? * (2.0 / 255.0)).f_sub_scalar(1.0)?)
+        Ok(images.f_permute([0i64, 3, 1, 2])?.f_mul_scalar(2.0 / 255.0)?.f_sub_scalar(1.0)?)
     }
 
     /// Collects the predictors' maps into rows of anchors.

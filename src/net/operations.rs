@@ -64,7 +64,7 @@ impl Convolution<'_> {
                 Some(bias) if !y.requires_grad() => {
                     return shim::affine_act(&y, &bias.f_ones_like()?, bias, act(activation));
                 }
-                Some(bias) => y + bias.f_view([1, -1, 1, 1])?,
+                Some(bias) => y.f_add(&bias.f_view([1, -1, 1, 1])?)?,
                 None => y,
             }
         } else if top == bottom && left == right {
@@ -84,7 +84,7 @@ pub fn apply<'v>(op: &Op, x: &[&Tensor], channels: i64, var: &impl Fn(VariableId
         Op::FullyConnected { weights } => x[0].f_linear(var(*weights), None::<&Tensor>)?,
         Op::BiasAdd { biases } => {
             let bias = var(*biases);
-            if x[0].dim() == 4 { x[0] + bias.f_view([1, -1, 1, 1])? } else { x[0] + bias }
+            if x[0].dim() == 4 { x[0].f_add(&bias.f_view([1, -1, 1, 1])?)? } else { x[0].f_add(bias)? }
         }
         Op::Activation(Activation::Relu) => x[0].f_relu()?,
         Op::Activation(Activation::Relu6) => x[0].f_relu6()?,
@@ -92,8 +92,8 @@ pub fn apply<'v>(op: &Op, x: &[&Tensor], channels: i64, var: &impl Fn(VariableId
         Op::AvgPool(window) => avg_pool(x[0], window)?,
         Op::GlobalMean => x[0].f_mean_dim([2i64, 3].as_slice(), false, Kind::Float)?,
         Op::Concat => Tensor::f_cat(x, 1)?,
-        Op::Add => x[0] + x[1],
-        Op::Scale(factor) => x[0] * *factor,
+        Op::Add => x[0].f_add(x[1])?,
+        Op::Scale(factor) => x[0].f_mul_scalar(*factor)?,
         Op::Sigmoid => x[0].f_sigmoid()?,
         Op::Pad([top, left, bottom, right]) => x[0].f_constant_pad_nd([*left, *right, *top, *bottom])?,
         Op::Slice { row, column, channel } => {
@@ -155,7 +155,7 @@ fn avg_pool(x: &Tensor, window: &Window) -> Result<Tensor> {
         Ok(x.f_avg_pool2d(window.kernel, window.stride, [0, 0], false, true, Some(1))?)
     };
     // The sum over the window, divided by how many of its cells lie inside the map.
-    Ok(sum(x)? / sum(&Tensor::f_ones([1, 1, size[2], size[3]], (x.kind(), x.device()))?)?)
+    Ok(sum(x)?.f_div(&sum(&Tensor::f_ones([1, 1, size[2], size[3]], (x.kind(), x.device()))?)?)?)
 }
 
 /// A window of one cell only picks cells.

@@ -88,6 +88,11 @@ pub fn init() -> Result<()> {
     set_numerics(Numerics::default())
 }
 
+/// What libtorch says, without the C++ frames that it may append.
+pub fn plain(message: &str) -> &str {
+    message.split("\nException raised from ").next().unwrap_or_default().trim_end()
+}
+
 /// Readies the process for a long run of steps on the CPU: memory that a step frees stays with the process for the next one.
 pub fn tune_process() -> Result<()> {
     check(unsafe { odh_keep_memory(huge_pages().into()) }).context("setting up the allocator")
@@ -230,6 +235,15 @@ mod tests {
             assert!(cuda_memory_peak(0, false).is_err());
             assert!(cuda_versions().is_err());
         }
+    }
+
+    #[test]
+    fn libtorchs_message_is_told_without_its_frames() {
+        let flat = Tensor::zeros([6], (Kind::Float, Device::Cpu));
+        let message = flat.f_view([4, 2]).unwrap_err().to_string();
+        assert!(message.contains("frame #"), "{message}");
+        assert_eq!(plain(&message), "Internal torch error: shape '[4, 2]' is invalid for input of size 6");
+        assert_eq!(plain("as it is"), "as it is");
     }
 
     #[test]
