@@ -323,7 +323,8 @@ void act_range(int act, double *lo, double *hi) {
   *hi = act == kRelu6 ? 6 : inf;
 }
 
-Tensor activate(const Tensor &x, int act) { return act == kNone ? x : act == kRelu ? x.relu() : at::hardtanh(x, 0, 6); }
+// In the memory of x, a result that nothing else has: its gradient then keeps the activation's result alone, and not what went in beside it.
+Tensor activate(Tensor x, int act) { return act == kNone ? x : act == kRelu ? x.relu_() : at::hardtanh_(x, 0, 6); }
 
 bool fits(const Tensor &v, const Tensor &x) { return v.dim() == 1 && v.size(0) == x.size(1); }
 
