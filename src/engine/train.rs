@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::checkpoint::{self, Best, FineTune, NotFinite, RunState};
 use super::eval::{self, EvalOptions};
@@ -254,8 +254,9 @@ impl Run<'_> {
         let mut context = StepContext::new(self.state.seed, self.step);
         let losses = self.model.losses(&self.variables, &images, &batch.groundtruth, &mut context)?;
         let regularization = self.optimizer.regularization(&self.variables)?;
-        let line = self.read_losses(&losses, &regularization, batch)?;
         losses.total()?.f_backward()?;
+        // Behind the backward pass, so that a GPU is not left without work, and before anything is changed.
+        let line = self.read_losses(&losses, &regularization, batch)?;
         self.optimizer.step(&self.variables, self.step)?;
         apply_moving_updates(&self.variables, &losses.moving)?;
         let first = self.step == 0;
@@ -270,11 +271,10 @@ impl Run<'_> {
 
     /// The numbers of one step; a GPU waits here.
     fn read_losses(&self, losses: &Losses, regularization: &Tensor, batch: &Batch) -> Result<StepLine> {
-        let mut terms = Vec::with_capacity(losses.terms.len());
-        for (name, term) in &losses.terms {
-            terms.push((*name, f64::try_from(term)?));
-        }
-        let regularization = f64::try_from(regularization)?;
+        let tensors: Vec<&Tensor> = losses.terms.iter().map(|(_, term)| term).chain([regularization]).collect();
+        let values = Vec::<f64>::try_from(Tensor::f_stack(&tensors, 0)?.f_detach()?.f_to_kind(Kind::Double)?)?;
+        let terms: Vec<_> = losses.terms.iter().map(|(name, _)| *name).zip(values.iter().copied()).collect();
+        let regularization = values[terms.len()];
         let total = terms.iter().map(|(_, value)| value).sum::<f64>() + regularization;
         let named = terms.iter().copied().chain([("Loss/regularization_loss", regularization)]);
         if let Some((name, value)) = named.into_iter().find(|(_, value)| !value.is_finite()) {
