@@ -127,13 +127,22 @@ impl<'a> Layers<'a> {
     }
 }
 
+/// The one input of a network.
+///
+/// # Errors
+/// If there are more, or none.
+pub fn input(graph: &Graph) -> Result<NodeId> {
+    let inputs: Vec<usize> = (0..graph.nodes().len()).filter(|&i| matches!(graph.nodes()[i].op, Op::Input)).collect();
+    ensure!(inputs.len() == 1, "a network has {} inputs; one that is exported needs exactly one", inputs.len());
+    Ok(NodeId(inputs[0]))
+}
+
 /// The node that gives an output of a network with one input.
 ///
 /// # Errors
 /// If there are more inputs, or no such output.
 pub fn output(graph: &Graph, name: &str) -> Result<NodeId> {
-    let inputs = graph.nodes().iter().filter(|n| matches!(n.op, Op::Input)).count();
-    ensure!(inputs == 1, "a network has {inputs} inputs; one that is exported needs exactly one");
+    input(graph)?;
     graph
         .outputs()
         .iter()

@@ -231,7 +231,7 @@ def main():
     parser.add_argument("--bin", default=os.path.join(os.path.dirname(__file__), "../../target/release"), help="where odh and examples/ are")
     parser.add_argument("--min_score", type=float, default=0.05)
     parser.add_argument("--tolerance", type=float, default=1e-4)
-    parser.add_argument("--mixed", type=int, default=12, help="how often a picture that differs is run with each proposal moved its own way")
+    parser.add_argument("--mixed", type=int, default=40, help="how often a picture that differs is run with each proposal moved its own way")
     parser.add_argument("--sizes", action="store_true", help="also a picture from 1x1 to 4000x3000 and grey, and batches where the model takes them")
     args = parser.parse_args()
     models = ALL if args.all else args.models

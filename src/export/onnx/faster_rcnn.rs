@@ -7,12 +7,13 @@ use super::network::write_network;
 use super::parts::{self, Centred, cast, columns, concat, range, reshape, rows, side};
 use super::pictures::{Frame, prepare};
 use super::suppression::{Found, Suppression, suppress};
-use crate::export::layers::{ReadVariable, output};
+use crate::export::layers::{ReadVariable, input, output};
 use crate::models::DetectionModel;
 use crate::models::box_classifier::{BoxClassifier, Regions};
 use crate::models::faster_rcnn::FasterRcnn;
 use crate::models::post_processing::ScoreConverter;
 use crate::models::rpn::Rpn;
+use crate::net::graph::{Graph, NodeId, Op, Padding, Window};
 use crate::proto::onnx::ModelProto;
 use crate::proto::onnx::tensor_proto::DataType;
 
@@ -33,7 +34,7 @@ pub fn onnx(model: &FasterRcnn, variables: &ReadVariable, metadata: &[(&str, Str
 
     let first = model.first_graph();
     let wanted = [output(first, "map")?, output(first, "box_encodings")?, output(first, "objectness")?];
-    let raw = write_network(&mut b, first, prepared.pixels, &wanted, variables)?;
+    let raw = write_network(&mut b, first, (input(first)?, prepared.pixels), &wanted, variables)?;
     let map = raw[0]; // [N, C, h, w]
     let regions = b.within("FirstStagePostprocessor", |b| {
         let proposals = propose(b, model.rpn(), &frame, [raw[1], raw[2]]);
@@ -46,11 +47,12 @@ pub fn onnx(model: &FasterRcnn, variables: &ReadVariable, metadata: &[(&str, Str
     let raw = match classifier.regions {
         Regions::Crops { side } => {
             let channels = first.channels(wanted[0]);
-            let crops = b.within("CropAndResize", |b| crop_and_resize(b, map, channels, &regions, [side; 2])); // [N * P, C, side, side]
-            write_network(&mut b, graph, crops, &predictions, variables)?
+            let (from, pool) = pooled(graph, side)?;
+            let crops = b.within("CropAndResize", |b| crop_and_resize(b, map, channels, &regions, side, pool));
+            write_network(&mut b, graph, (from, crops), &predictions, variables)?
         }
         Regions::PositionSensitive { bins, crop } => {
-            let maps = write_network(&mut b, graph, map, &predictions, variables)?;
+            let maps = write_network(&mut b, graph, (input(graph)?, map), &predictions, variables)?;
             let shares = b.within("PSRoI", |b| bin_shares(b, maps[0], &regions, bins, crop));
             let k = classifier.num_classes as i64;
             let mut average = |name: &str, maps: Value, depth: i64| {
@@ -172,44 +174,72 @@ fn numbers(b: &mut Builder, name: &str, range: std::ops::Range<i64>) -> Value {
     b.floats(name, &[values.len() as i64], &values)
 }
 
-/// TensorFlow's `crop_and_resize` of every region: `[N, C, h, w] -> [N * P, C, size[0], size[1]]`.
+/// Where the graph is to start, and the side of the windows whose maximum that is: the pooling of the crops, if it halves them evenly or the
+/// like and is all that reads them; else the crops themselves.
+fn pooled(graph: &Graph, side: i64) -> Result<(NodeId, i64)> {
+    let crops = input(graph)?;
+    let readers: Vec<usize> = (0..graph.nodes().len()).filter(|&i| graph.nodes()[i].inputs.contains(&crops)).collect();
+    Ok(match readers.as_slice() {
+        [reader] => match graph.nodes()[*reader].op {
+            Op::MaxPool(window)
+                if window == Window::square(window.kernel[0], window.kernel[0], Padding::Valid)
+                    && side % window.kernel[0] == 0 =>
+            {
+                (NodeId(*reader), window.kernel[0])
+            }
+            _ => (crops, 1),
+        },
+        _ => (crops, 1),
+    })
+}
+
+/// TensorFlow's `crop_and_resize` of every region, and the maximum of every square of `pool * pool` samples:
+/// `[N, C, h, w] -> [N * P, C, side / pool, side / pool]`.
 ///
 /// GridSample takes all of a picture's samples at once. It fades from the map's edge into zeros, where TensorFlow is 0 at once; so what
-/// TensorFlow has as outside is sampled far off. (RoiAlign over boxes half a step larger gives the same, in twice the time or more.)
+/// TensorFlow has as outside is sampled far off. (RoiAlign over boxes half a step larger gives the same, in twice the time or more.) The
+/// samples come out channel by channel; their maximum is taken before they are turned round, when there are fewer to turn.
 ///
-/// * `channels`: `C`.
-fn crop_and_resize(b: &mut Builder, map: Value, channels: i64, regions: &Proposed, size: [i64; 2]) -> Value {
-    let of_each = regions.max as i64;
-    let sides = [(0, "y", [-1, of_each, size[0], 1, 1]), (1, "x", [-1, of_each, 1, size[1], 1])];
+/// * `channels`: `C`. `side`: samples down and across a region, a multiple of `pool`.
+fn crop_and_resize(b: &mut Builder, map: Value, channels: i64, regions: &Proposed, side: i64, pool: i64) -> Value {
+    let (of_each, cells) = (regions.max as i64, side / pool);
+    let sides = [(0, "y", [-1, pool, 1, of_each, cells, 1, 1]), (1, "x", [-1, 1, pool, of_each, 1, cells, 1])];
     let [y, x] = sides.map(|(i, name, across)| {
         b.within(name, |b| {
-            let cells = map_side(b, map, i);
+            let cells_of_map = map_side(b, map, i);
             let ends_of = [("low", i), ("high", i + 2)].map(|(name, at)| columns(b, name, regions.boxes, [at, at + 1])); // [R, 1]
-            let samples = Samples::new(b, cells, ends_of, size[i as usize]);
+            let samples = Samples::new(b, cells_of_map, ends_of, side);
             // -1 is the edge before the first cell, half a cell from its middle, and 1 the edge behind the last.
             let (half, two, one) = (b.float("half", 0.5), b.float("two", 2.0), b.float("one", 1.0));
             let place = b.op("place/edge", "Add", &[samples.places, half], &[]);
-            let width = b.op("cell", "Div", &[two, cells], &[]);
+            let width = b.op("cell", "Div", &[two, cells_of_map], &[]);
             let place = b.op("place/mul", "Mul", &[place, width], &[]);
             let place = b.op("place/sub", "Sub", &[place, one], &[]);
             let far = b.float("far", FAR);
             let place = b.op("place", "Where", &[samples.inside, place, far], &[]);
+            let place = reshape(b, "place/windows", place, &[-1, of_each, cells, pool]);
+            let place = b.op("place/in_window", "Transpose", &[place], &[Attribute::ints("perm", &[0, 3, 1, 2])]);
             let place = reshape(b, "place/across", place, &across);
-            let shape = b.ints("shape", &[5], &[1, of_each, size[0], size[1], 1]);
-            b.op("places", "Expand", &[place, shape], &[]) // [N, P, size[0], size[1], 1]
+            let shape = b.ints("shape", &[7], &[1, pool, pool, of_each, cells, cells, 1]);
+            b.op("places", "Expand", &[place, shape], &[]) // [N, pool, pool, P, cells, cells, 1]
         })
     });
-    let grid = concat(b, "grid", &[x, y], 4);
-    let grid = reshape(b, "grid/regions", grid, &[0, of_each, size[0] * size[1], 2]);
+    let grid = concat(b, "grid", &[x, y], 6);
+    let grid = reshape(b, "grid/windows", grid, &[0, pool * pool, of_each * cells * cells, 2]);
     let attributes = [
         Attribute::text("mode", "bilinear"),
         Attribute::text("padding_mode", "zeros"),
         // onnxruntime has a quick way for this alone.
         Attribute::int("align_corners", 0),
     ];
-    let samples = b.op("GridSample", "GridSample", &[map, grid], &attributes); // [N, C, P, size[0] * size[1]]
+    let mut samples = b.op("GridSample", "GridSample", &[map, grid], &attributes); // [N, C, pool * pool, P * cells * cells]
+    if pool > 1 {
+        let attributes = [Attribute::ints("axes", &[2]), Attribute::int("keepdims", 0)];
+        samples = b.op("MaxPool", "ReduceMax", &[samples], &attributes);
+    }
+    let samples = reshape(b, "regions", samples, &[-1, channels, of_each, cells * cells]);
     let samples = b.op("regions_first", "Transpose", &[samples], &[Attribute::ints("perm", &[0, 2, 1, 3])]);
-    reshape(b, "crops", samples, &[-1, channels, size[0], size[1]])
+    reshape(b, "crops", samples, &[-1, channels, cells, cells])
 }
 
 /// Height (0) or width (1) of a map `[N, C, h, w]`, a row of one float.

@@ -13,23 +13,23 @@ const END: i64 = i64::MAX;
 
 /// Appends what `wanted` depends on and returns the values of `wanted`, in its order.
 ///
-/// * `input`: the value of the graph's `Op::Input`, `[N, C, H, W]`.
+/// * `given`: the node that all else comes from, the graph's `Op::Input` or one behind it, and its value `[N, C, H, W]`.
 ///
 /// # Errors
 /// If a variable cannot be read or has another size than the network's, or ONNX has no such operation.
 pub fn write_network(
     b: &mut Builder,
     graph: &Graph,
-    input: Value,
+    given: (NodeId, Value),
     wanted: &[NodeId],
     variables: &ReadVariable,
 ) -> Result<Vec<Value>> {
     let layers = Layers::new(graph, wanted, variables);
-    let mut values: HashMap<NodeId, Value> = HashMap::new();
+    let mut values = HashMap::from([given]);
     for (i, node) in graph.nodes().iter().enumerate() {
         let id = NodeId(i);
-        if layers.is_needed(id) && !values.contains_key(&id) {
-            let (result, output) = write(b, &layers, id, input, &values).with_context(|| format!("writing {}", node.name))?;
+        if layers.is_needed(id) && !values.contains_key(&id) && !matches!(node.op, Op::Input) {
+            let (result, output) = write(b, &layers, id, &values).with_context(|| format!("writing {}", node.name))?;
             values.insert(result, output);
             values.insert(id, output);
         }
@@ -39,19 +39,16 @@ pub fn write_network(
 }
 
 /// Appends a node; with a layer, the biases behind it as well. Returns whose value it is.
-fn write(b: &mut Builder, layers: &Layers, id: NodeId, input: Value, values: &HashMap<NodeId, Value>) -> Result<(NodeId, Value)> {
+fn write(b: &mut Builder, layers: &Layers, id: NodeId, values: &HashMap<NodeId, Value>) -> Result<(NodeId, Value)> {
     let graph = layers.graph;
     let node = graph.node(id);
     let name = &node.name;
-    if matches!(node.op, Op::Input) {
-        return Ok((id, input));
-    }
     let read = |id: &NodeId| values.get(id).copied().with_context(|| format!("{} comes after its reader", graph.node(*id).name));
     let inputs: Vec<Value> = node.inputs.iter().map(read).collect::<Result<_>>()?;
     let x = *inputs.first().context("an operation needs an input")?;
     let plain = |value: Value| (id, value);
     Ok(match &node.op {
-        Op::Input => plain(input),
+        Op::Input => bail!("its value was not given"),
         Op::Conv2d { weights, window } | Op::DepthwiseConv2d { weights, window } => {
             let depthwise = matches!(node.op, Op::DepthwiseConv2d { .. });
             let (result, bias) = layers.bias(id)?;

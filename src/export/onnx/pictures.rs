@@ -39,11 +39,14 @@ pub fn prepare(b: &mut Builder, resizer: Resizer, pixels: &Pixels, pictures: Val
 
 /// What the network takes in place of resized pixels: `[N, h, w, C] -> [N, C, h, w]`.
 fn scale_pixels(b: &mut Builder, pixels: &Pixels, channels: usize, resized: Value) -> Value {
-    let scale = b.float("scale", pixels.scale as f32);
-    let scaled = b.op("mul", "Mul", &[scale, resized], &[]);
-    let shift = b.floats("shift", &[channels as i64], &pixels.shift[..channels]);
-    let shifted = b.op("add", "Add", &[scaled, shift], &[]);
-    b.op("transpose", "Transpose", &[shifted], &[Attribute::ints("perm", &[0, 3, 1, 2])])
+    // What is added to a channel goes over whole planes then, not three numbers at a time.
+    let mut planes = b.op("transpose", "Transpose", &[resized], &[Attribute::ints("perm", &[0, 3, 1, 2])]);
+    if pixels.scale != 1.0 {
+        let scale = b.float("scale", pixels.scale as f32);
+        planes = b.op("mul", "Mul", &[scale, planes], &[]);
+    }
+    let shift = b.floats("shift", &[channels as i64, 1, 1], &pixels.shift[..channels]);
+    b.op("add", "Add", &[planes, shift], &[])
 }
 
 /// A colour below and to the right.
@@ -183,7 +186,9 @@ fn bilinear(b: &mut Builder, pictures: Value, [vertical, horizontal]: [&Coordina
     let fractions = [("vertical", vertical), ("horizontal", horizontal)].map(|(name, side)| {
         b.within(name, |b| {
             let fraction = side.fraction(b);
-            side.across(b, "across", fraction)
+            let fraction = side.across(b, "across", fraction);
+            // For each channel: rows of that length go quicker than three numbers at a time.
+            if side.axis == 2 { concat(b, "channels", &[fraction; 3], 3) } else { fraction }
         })
     });
     let ends =

@@ -9,6 +9,7 @@ use super::pictures::{Frame, prepare};
 use super::suppression::{Suppression, suppress};
 use crate::detection::anchors::SsdAnchors;
 use crate::export::layers::ReadVariable;
+use crate::export::layers::input;
 use crate::export::ssd::SsdExport;
 use crate::net::graph::NodeId;
 use crate::proto::onnx::ModelProto;
@@ -26,7 +27,8 @@ pub fn onnx(model: &SsdExport, variables: &ReadVariable, metadata: &[(&str, Stri
     let picture = parts::image_tensor(&mut b);
     let prepared = b.within("Preprocessor", |b| prepare(b, model.resizer, &model.pixels, picture));
     let wanted: Vec<NodeId> = model.heads.iter().flat_map(|head| [head.boxes, head.classes]).collect();
-    let raw = write_network(&mut b, model.graph, prepared.pixels, &wanted, variables)?;
+    let pixels = (input(model.graph)?, prepared.pixels);
+    let raw = write_network(&mut b, model.graph, pixels, &wanted, variables)?;
     let (mut codes, mut logits) = (Vec::new(), Vec::new());
     for (i, pair) in raw.chunks_exact(2).enumerate() {
         b.within(&format!("BoxPredictor_{i}"), |b| {
