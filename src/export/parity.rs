@@ -139,7 +139,7 @@ impl Difference {
                 difference.unpaired += 1;
             }
         }
-        for j in free.into_iter().filter(|&j| !(found.scores[j] < MIN_SCORE + tolerance)) {
+        for j in free.into_iter().filter(|&j| found.scores[j].is_nan() || found.scores[j] >= MIN_SCORE + tolerance) {
             let apart = others.iter().filter_map(|other| nearest(found, j, other, &all(other))).map(|(_, apart)| apart);
             match apart.min_by(|a, b| (a.0 + a.1).total_cmp(&(b.0 + b.1))) {
                 Some(apart) => difference.take(apart),

@@ -199,6 +199,9 @@ impl Frozen for FrozenFasterRcnn {
             let mut first = self.first_stage(picture)?;
             let mut found = Vec::new();
             let regions = self.propose(&first)?;
+            if regions.boxes.is_empty() {
+                return Ok(found);
+            }
             for inside in [[true, true], [false, true], [true, false], [false, false]] {
                 found.extend(self.classify(&first, &regions.off_the_edge(|side| inside[side]))?);
             }

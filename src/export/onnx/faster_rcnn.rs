@@ -174,8 +174,8 @@ fn numbers(b: &mut Builder, name: &str, range: std::ops::Range<i64>) -> Value {
     b.floats(name, &[values.len() as i64], &values)
 }
 
-/// Where the graph is to start, and the side of the windows whose maximum that is: the pooling of the crops, if it halves them evenly or the
-/// like and is all that reads them; else the crops themselves.
+/// The node that the crops are made for, and the side of the windows of samples whose maximum it is: the pooling of the crops, where its windows
+/// fill a crop's `side` and nothing else reads the crops; else the crops themselves.
 fn pooled(graph: &Graph, side: i64) -> Result<(NodeId, i64)> {
     let crops = input(graph)?;
     let readers: Vec<usize> = (0..graph.nodes().len()).filter(|&i| graph.nodes()[i].inputs.contains(&crops)).collect();
