@@ -23,6 +23,7 @@ unsafe extern "C" {
     fn ptsname_r(fd: c_int, name: *mut c_char, length: usize) -> c_int;
     fn setsid() -> c_int;
     fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
+    fn signal(number: c_int, handler: usize) -> usize;
 }
 
 /// Of Linux's `fcntl.h` and `ioctls.h`.
@@ -30,6 +31,9 @@ const O_RDWR: c_int = 2;
 const O_NOCTTY: c_int = 0o400;
 const TIOCSCTTY: c_ulong = 0x540e;
 const TIOCSWINSZ: c_ulong = 0x5414;
+/// Of `signal.h`.
+const SIGINT: c_int = 2;
+const SIG_DFL: usize = 0;
 
 /// odh on a terminal of its own.
 struct Terminal {
@@ -62,6 +66,8 @@ impl Terminal {
         unsafe {
             command.pre_exec(|| {
                 setsid();
+                // Where these tests run in a shell's background it is ignored, which a process behind a terminal's prompt does not see.
+                signal(SIGINT, SIG_DFL);
                 if ioctl(0, TIOCSCTTY, 0) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
             });
         }
