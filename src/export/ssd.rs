@@ -8,10 +8,11 @@ use crate::detection::anchors::SsdAnchors;
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::BBox;
 use crate::detection::nms::NmsOptions;
+use crate::export::layers::input;
 use crate::models::DetectionModel;
 use crate::models::post_processing::ScoreConverter;
 use crate::models::ssd::Ssd;
-use crate::net::graph::{Graph, NodeId, Op};
+use crate::net::graph::{Graph, NodeId};
 
 /// A single shot detector.
 #[derive(Debug, Clone)]
@@ -70,8 +71,7 @@ impl<'a> SsdExport<'a> {
     /// # Errors
     /// If not, with the numbers.
     pub fn check(&self) -> Result<()> {
-        let inputs = self.graph.nodes().iter().filter(|n| matches!(n.op, Op::Input)).count();
-        ensure!(inputs == 1, "the network has {inputs} inputs; a frozen SSD needs exactly one");
+        input(self.graph)?;
         ensure!(!self.heads.is_empty(), "the model has no box predictors");
         for &Head { boxes, classes } in &self.heads {
             let columns = self.num_classes as i64 + 1;

@@ -281,7 +281,7 @@ pub fn report(parity: &Parity) {
                 );
                 if moving > 0 {
                     outln!(
-                        "  {:13} {moving} detections on a picture's edge are as the model has them when its proposals are rounded otherwise",
+                        "  {:13} {moving} detections, as on a picture's edge, are as the model has them when its proposals are rounded otherwise",
                         ""
                     );
                 }
