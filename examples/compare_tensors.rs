@@ -23,10 +23,10 @@ use odh::detection::boxes::{BBox, Detections, Groundtruth};
 use odh::detection::sampler::Shuffle;
 use odh::engine::optimizer::Optimizer;
 use odh::models;
-use odh::models::box_classifier::Regioned;
+use odh::models::box_classifier::{BoxClassifierLoss, Regioned};
 use odh::models::faster_rcnn::FasterRcnn;
 use odh::models::pictures::{Frame, Pictures};
-use odh::models::rpn::Phase;
+use odh::models::rpn::{Phase, RpnLoss};
 use odh::models::ssd::Ssd;
 use odh::net::exec::{self, Inference, MovingUpdate};
 use odh::net::graph::Regularizer;
@@ -137,7 +137,7 @@ fn compare(pictures: &Path, config: &Path, npz: &Path, report: &mut Report) -> R
                 ssd_inference(&golden, &ssd, &weights, &pictures(&["image1"])?, report)?;
             }
             if double {
-                double_gradients(&golden, &ssd, &weights, &batch, &truth, report)?;
+                double_gradients(&golden, &weights, report, |weights| ssd_double(&ssd, weights, &batch, &truth))?;
             }
             if golden.has("t/preprocessed") {
                 let moving = ssd_training(&golden, &ssd, &weights, &batch, &truth, report)?;
@@ -148,6 +148,11 @@ fn compare(pictures: &Path, config: &Path, npz: &Path, report: &mut Report) -> R
             let model = FasterRcnn::from_config(c)?;
             if golden.has("i/preprocessed") {
                 faster_rcnn_inference(&golden, &model, &weights, &pictures(&["image1"])?, report)?;
+            }
+            if double {
+                double_gradients(&golden, &weights, report, |weights| {
+                    faster_rcnn_double(&golden, &model, weights, &batch, &truth)
+                })?;
             }
             if golden.has("t/preprocessed") {
                 let moving = faster_rcnn_training(&golden, &model, &weights, &batch, &truth, report)?;
@@ -295,26 +300,68 @@ fn ssd_training(
     Ok(pass.moving)
 }
 
-/// Losses and gradients, regularization included, in float64 on both sides.
-fn double_gradients(
+/// Loss terms by name.
+type Terms = Vec<(&'static str, Tensor)>;
+
+/// The loss terms of a batch with float64 weights.
+fn ssd_double(model: &Ssd, weights: &Variables, pictures: &Pictures, truth: &[Groundtruth]) -> Result<Terms> {
+    let pixels = pictures.pixels.f_to_kind(Kind::Double)?;
+    let pass = exec::train(model.graph(), weights, &Ssd::preprocess(&pixels)?, 0)?;
+    let record = model.loss(&model.gather(&pass.outputs, &pictures.frame)?, truth)?;
+    Ok(vec![("localization_loss", record.localization), ("classification_loss", record.classification)])
+}
+
+/// The same with the golden proposals.
+fn faster_rcnn_double(
     golden: &Golden,
-    model: &Ssd,
+    model: &FasterRcnn,
     weights: &Variables,
     pictures: &Pictures,
     truth: &[Groundtruth],
+) -> Result<Terms> {
+    let pixels = pictures.pixels.f_to_kind(Kind::Double)?;
+    let truth_px = pictures.frame.in_pixels(truth);
+    let pass = exec::train(model.first_graph(), weights, &model.preprocess(&pixels)?, 0)?;
+    let first = model.rpn().gather(&pass.outputs, &pictures.frame, Phase::Training)?;
+    let rpn_loss = model.rpn().loss(&first, &truth_px, &mut Shuffle::Identity)?;
+    let classifier = model.classifier();
+    let regions = regions(golden, "t", &pictures.frame);
+    let classify = |input: &Tensor| Ok(exec::train(&classifier.graph, weights, input, 0)?.outputs);
+    let loss = classifier.loss(&classifier.classify(&first.map, &regions, classify)?, &regions, &truth_px)?;
+    Ok(faster_rcnn_terms(rpn_loss, loss))
+}
+
+fn faster_rcnn_terms(rpn: RpnLoss, classifier: BoxClassifierLoss) -> Terms {
+    vec![
+        ("RPNLoss/localization_loss", rpn.localization),
+        ("RPNLoss/objectness_loss", rpn.objectness),
+        ("BoxClassifierLoss/localization_loss", classifier.localization),
+        ("BoxClassifierLoss/classification_loss", classifier.classification),
+    ]
+}
+
+/// Losses and gradients, regularization included, in float64 on both sides.
+fn double_gradients(
+    golden: &Golden,
+    weights: &Variables,
     report: &mut Report,
+    terms: impl FnOnce(&Variables) -> Result<Terms>,
 ) -> Result<()> {
     let weights = weights.to_double()?;
-    let pixels = pictures.pixels.f_to_kind(Kind::Double)?;
-    let pass = exec::train(model.graph(), &weights, &Ssd::preprocess(&pixels)?, 0)?;
-    let record = model.loss(&model.gather(&pass.outputs, &pictures.frame)?, truth)?;
-    for (name, term) in [("localization_loss", &record.localization), ("classification_loss", &record.classification)] {
+    let terms = terms(&weights)?;
+    for (name, term) in &terms {
         report.scalar(golden, "losses", &format!("t/loss/{name}"), term.double_value(&[]), 1e-6);
     }
-    (record.localization + record.classification).backward();
+    let terms: Vec<&Tensor> = terms.iter().map(|(_, term)| term).collect();
+    Tensor::f_stack(&terms, 0)?.sum(terms[0].kind()).backward();
     let floor = 1e-6 * golden.scalar("t/gnorm");
     for (i, spec) in weights.specs().iter().enumerate().filter(|(_, s)| s.trainable) {
-        let gradient = weights.tensor(i).grad() + weights.tensor(i).detach() * spec.regularizer.l2();
+        let gradient = weights.tensor(i).grad();
+        if !gradient.defined() {
+            report.lines.push(format!("no gradient for {}", spec.name));
+            continue;
+        }
+        let gradient = gradient + weights.tensor(i).detach() * spec.regularizer.l2();
         let values = values_in_tensorflow_layout(spec, &gradient)?;
         let key = |what: &str| format!("grad/{}/{what}", spec.name);
         if !golden.has(&key("l2")) {
@@ -436,16 +483,12 @@ fn faster_rcnn_training(
         Ok(pass.outputs)
     })?;
     let loss = classifier.loss(&classified, &expected, &truth_px)?;
-    let terms = [
-        ("RPNLoss/localization_loss", &rpn_loss.localization),
-        ("RPNLoss/objectness_loss", &rpn_loss.objectness),
-        ("BoxClassifierLoss/localization_loss", &loss.localization),
-        ("BoxClassifierLoss/classification_loss", &loss.classification),
-    ];
+    let terms = faster_rcnn_terms(rpn_loss, loss);
     for (name, term) in &terms {
         report.scalar(golden, "losses", &format!("t/loss/{name}"), term.double_value(&[]), 1e-4);
     }
-    Tensor::stack(&terms.map(|(_, t)| t), 0).sum(Kind::Float).backward();
+    let terms: Vec<&Tensor> = terms.iter().map(|(_, term)| term).collect();
+    Tensor::f_stack(&terms, 0)?.sum(Kind::Float).backward();
     Ok(moving)
 }
 

@@ -13,9 +13,10 @@ pub enum LocalizationLoss {
 }
 
 impl LocalizationLoss {
-    /// * `predictions`, `targets`: `[N, A, 4]`; `weights`: `[N, A]`.
+    /// * `predictions`, `targets`: `[N, A, 4]`; `weights`: `[N, A]`; computed in the predictions' kind.
     /// * returns `[N, A]`.
     pub fn per_anchor(&self, predictions: &Tensor, targets: &Tensor, weights: &Tensor) -> Result<Tensor> {
+        let targets = &targets.f_to_kind(predictions.kind())?;
         let loss = match *self {
             Self::SmoothL1 { delta } => predictions.f_huber_loss(targets, tch::Reduction::None, delta)?,
             Self::L2 => predictions.f_sub(targets)?.f_square()?.f_mul_scalar(0.5)?,

@@ -1,7 +1,7 @@
 //! The operations of a graph as libtorch calls, the same in training and inference.
 
 use anyhow::{Result, bail};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::graph::{Activation, BatchNorm, Op, VariableId, Window};
 use super::shim;
@@ -90,7 +90,7 @@ pub fn apply<'v>(op: &Op, x: &[&Tensor], channels: i64, var: &impl Fn(VariableId
         Op::Activation(Activation::Relu6) => x[0].f_relu6()?,
         Op::MaxPool(window) => max_pool(x[0], window)?,
         Op::AvgPool(window) => avg_pool(x[0], window)?,
-        Op::GlobalMean => x[0].f_mean_dim([2i64, 3].as_slice(), false, Kind::Float)?,
+        Op::GlobalMean => x[0].f_mean_dim([2i64, 3].as_slice(), false, x[0].kind())?,
         Op::Concat => Tensor::f_cat(x, 1)?,
         Op::Add => x[0].f_add(x[1])?,
         Op::Scale(factor) => x[0].f_mul_scalar(*factor)?,
@@ -172,7 +172,7 @@ fn every_nth(x: &Tensor, window: &Window) -> Result<Option<Tensor>> {
 mod tests {
     use super::*;
     use crate::net::graph::Padding;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     /// The slow way: windows over a copy padded with `fill`, and for means the number of cells inside.
     fn pooled(x: &Tensor, window: &Window, fill: f64) -> Tensor {
