@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::net::graph::{BatchNorm, Graph, NodeId, Op, VariableId, VariableKind};
+use crate::net::graph::{BatchNorm, Graph, NodeId, Op, VariableId, VariableKind, Window};
 
 /// Gives a variable's values by its name, in TensorFlow's layout.
 pub type ReadVariable<'a> = dyn Fn(&str) -> Result<Vec<f32>> + 'a;
@@ -88,6 +88,45 @@ impl<'a> Layers<'a> {
             }
         }
         Ok((dims, turned))
+    }
+
+    /// The depthwise convolution that the convolution `id` takes in, both being linear: one of few channels (a picture's three) with nothing
+    /// between. Runtimes have quicker code for the one than for the two, though it is more to compute.
+    pub fn taken_in(&self, id: NodeId) -> Option<NodeId> {
+        let node = self.graph.node(id);
+        let Op::Conv2d { window, .. } = &node.op else { return None };
+        let before = node.inputs[0];
+        let depthwise = self.graph.node(before);
+        let plain = window.kernel == [1, 1] && window.stride == [1, 1] && window.pads(1, 1) == [0; 4];
+        let joins = matches!(depthwise.op, Op::DepthwiseConv2d { .. })
+            && self.graph.channels(depthwise.inputs[0]) <= 4
+            && plain
+            && self.sole_reader(before) == Some(id);
+        joins.then_some(before)
+    }
+
+    /// The window and the weights `[O, I, H, W]` of a convolution and the depthwise one that it [takes in](Self::taken_in), as one.
+    pub fn joint_convolution(&self, id: NodeId, depthwise: NodeId) -> Result<(Window, [i64; 4], Vec<f32>)> {
+        let parts = |id: NodeId| match &self.graph.node(id).op {
+            Op::Conv2d { weights, window } | Op::DepthwiseConv2d { weights, window } => {
+                self.convolution(id, *weights).map(|(dims, values)| (*window, dims, values))
+            }
+            op => bail!("{op:?} is no convolution"),
+        };
+        let (_, [o, mixed, ..], points) = parts(id)?;
+        let (window, [.., h, w], planes) = parts(depthwise)?;
+        let i = self.graph.channels(self.graph.node(depthwise).inputs[0]);
+        let (area, multiplier) = ((h * w) as usize, (mixed / i) as usize);
+        let mut joint = Vec::with_capacity((o * i) as usize * area);
+        // Planes of one input channel stand together, and so do the points that weigh them.
+        for (points, planes) in points.chunks_exact(multiplier).zip(planes.chunks_exact(multiplier * area).cycle()) {
+            let mut sum = vec![0f64; area];
+            for (&point, plane) in points.iter().zip(planes.chunks_exact(area)) {
+                sum.iter_mut().zip(plane).for_each(|(s, &p)| *s += f64::from(point) * f64::from(p));
+            }
+            joint.extend(sum.iter().map(|&s| s as f32));
+        }
+        Ok((window, [o, i, h, w], joint))
     }
 
     /// What is added behind a layer, and the node whose value that gives: the batch norm or biases that alone read it.

@@ -14,7 +14,7 @@ const OPERATORS: &[&str] = &[
     "Abs", "Add", "And", "AveragePool", "Cast", "Clip", "Concat", "Conv", "Div", "Exp", "Expand", "Floor", "Gather", "GatherND", "Gemm",
     "Greater", "GreaterOrEqual", "GridSample", "Identity", "If", "Less", "LessOrEqual", "MatMul", "Max", "MaxPool", "Min", "Mul", "NonMaxSuppression",
     "Pad", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Round",
-    "ScatterND", "Shape", "Sigmoid", "Slice", "Softmax", "Sub", "TopK", "Transpose", "Unsqueeze", "Where",
+    "ScatterND", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sub", "TopK", "Transpose", "Unsqueeze", "Where",
 ];
 
 /// Checks the whole model.

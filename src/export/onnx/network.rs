@@ -28,7 +28,8 @@ pub fn write_network(
     let mut values = HashMap::from([given]);
     for (i, node) in graph.nodes().iter().enumerate() {
         let id = NodeId(i);
-        if layers.is_needed(id) && !values.contains_key(&id) && !matches!(node.op, Op::Input) {
+        let joined = layers.sole_reader(id).is_some_and(|reader| layers.taken_in(reader) == Some(id));
+        if layers.is_needed(id) && !values.contains_key(&id) && !matches!(node.op, Op::Input) && !joined {
             let (result, output) = write(b, &layers, id, &values).with_context(|| format!("writing {}", node.name))?;
             values.insert(result, output);
             values.insert(id, output);
@@ -44,7 +45,9 @@ fn write(b: &mut Builder, layers: &Layers, id: NodeId, values: &HashMap<NodeId, 
     let node = graph.node(id);
     let name = &node.name;
     let read = |id: &NodeId| values.get(id).copied().with_context(|| format!("{} comes after its reader", graph.node(*id).name));
-    let inputs: Vec<Value> = node.inputs.iter().map(read).collect::<Result<_>>()?;
+    let taken_in = layers.taken_in(id);
+    let inputs = &taken_in.map_or(node, |id| graph.node(id)).inputs;
+    let inputs: Vec<Value> = inputs.iter().map(read).collect::<Result<_>>()?;
     let x = *inputs.first().context("an operation needs an input")?;
     let plain = |value: Value| (id, value);
     Ok(match &node.op {
@@ -52,12 +55,15 @@ fn write(b: &mut Builder, layers: &Layers, id: NodeId, values: &HashMap<NodeId, 
         Op::Conv2d { weights, window } | Op::DepthwiseConv2d { weights, window } => {
             let depthwise = matches!(node.op, Op::DepthwiseConv2d { .. });
             let (result, bias) = layers.bias(id)?;
-            let (dims, values) = layers.convolution(id, *weights)?;
+            let (window, dims, values) = match taken_in {
+                Some(before) => layers.joint_convolution(id, before)?,
+                None => layers.convolution(id, *weights).map(|(dims, values)| (*window, dims, values))?,
+            };
             let mut operands = vec![x, b.floats(&graph.variable(*weights).name, &dims, &values)];
             if let Some(bias) = bias {
                 operands.push(b.floats(&format!("{name}/bias"), &[node.channels], &bias));
             }
-            let mut attributes = sliding(window)?;
+            let mut attributes = sliding(&window)?;
             attributes.push(Attribute::ints("dilations", &window.dilation));
             attributes.push(Attribute::int("group", if depthwise { graph.channels(node.inputs[0]) } else { 1 }));
             (result, b.op(name, "Conv", &operands, &attributes))
@@ -141,4 +147,73 @@ fn pooling(window: &Window) -> Result<Vec<Attribute>> {
         bail!("ONNX's average pooling has no dilation, but this one has {:?}", window.dilation);
     }
     sliding(window)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Tensor;
+
+    use super::*;
+    use crate::net::graph::{Initializer, Regularizer};
+    use crate::net::layers::{ConvScope, Scope, separable_conv2d};
+    use crate::proto::onnx::{GraphProto, tensor_proto::DataType};
+
+    const PLAIN: ConvScope = ConvScope {
+        initializer: Initializer::Constant(0.0),
+        regularizer: Regularizer::None,
+        batch_norm: None,
+        activation: None,
+        trainable: true,
+    };
+    const MULTIPLIER: i64 = 2;
+    const OUTPUTS: i64 = 5;
+
+    /// Numbers without a pattern, `[h, w, I, multiplier]` or `[1, 1, I * multiplier, O]`.
+    fn weights(name: &str, channels: i64) -> Tensor {
+        let dims = match name.rsplit('/').next() {
+            Some("depthwise_weights") => [3, 2, channels, MULTIPLIER],
+            Some("pointwise_weights") => [1, 1, channels * MULTIPLIER, OUTPUTS],
+            _ => return Tensor::arange(OUTPUTS, (tch::Kind::Float, tch::Device::Cpu)),
+        };
+        let count: i64 = dims.iter().product();
+        (Tensor::arange(count, (tch::Kind::Float, tch::Device::Cpu)) * 12.9898 + dims[0]).sin().view(dims)
+    }
+
+    fn written(channels: i64) -> GraphProto {
+        let mut graph = Graph::new();
+        let x = graph.input("x", channels);
+        let window = Window { kernel: [3, 2], stride: [2, 1], dilation: [1, 1], padding: Padding::Same };
+        let y = separable_conv2d(&mut graph, x, &Scope::new("c"), (MULTIPLIER, OUTPUTS), window, &PLAIN);
+        let mut b = Builder::new();
+        let input = b.input("x", DataType::Float, &[]);
+        let read = |name: &str| Ok(Vec::<f32>::try_from(weights(name, channels).view([-1]))?);
+        write_network(&mut b, &graph, (x, input), &[y], &read).unwrap();
+        b.finish("test", &[]).graph.unwrap()
+    }
+
+    #[test]
+    fn a_depthwise_convolution_of_a_picture_and_the_pointwise_one_behind_it_are_one() {
+        let graph = written(3);
+        let kinds: Vec<&str> = graph.node.iter().map(|n| n.op_type()).collect();
+        assert_eq!(kinds, ["Conv"]);
+        let joint = &graph.initializer[0];
+        assert_eq!(joint.dims, [OUTPUTS, 3, 3, 2]);
+        let joint: Vec<f32> = joint.raw_data().chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect();
+        let joint = Tensor::from_slice(&joint).view([OUTPUTS, 3, 3, 2]);
+        let x = (Tensor::arange(3 * 6 * 7, (tch::Kind::Float, tch::Device::Cpu)) * 1.7).sin().view([1, 3, 6, 7]);
+        let none = None::<Tensor>;
+        let planes = weights("c/depthwise_weights", 3).permute([2, 3, 0, 1]).reshape([3 * MULTIPLIER, 1, 3, 2]);
+        let points = weights("c/pointwise_weights", 3).permute([3, 2, 0, 1]);
+        let two =
+            x.conv2d(&planes, none.as_ref(), [2, 1], [0, 0], [1, 1], 3).conv2d(&points, none.as_ref(), [1, 1], [0, 0], [1, 1], 1);
+        let one = x.conv2d(&joint, none.as_ref(), [2, 1], [0, 0], [1, 1], 1);
+        assert!((&one - &two).abs().max().double_value(&[]) < 1e-5);
+        assert!(two.abs().max().double_value(&[]) > 1.0);
+    }
+
+    #[test]
+    fn a_depthwise_convolution_of_many_channels_stays_one() {
+        let kinds: Vec<String> = written(8).node.iter().map(|n| n.op_type().to_string()).collect();
+        assert_eq!(kinds, ["Conv", "Conv"]);
+    }
 }
