@@ -199,7 +199,7 @@ const SAMPLES_AT_ONCE: i64 = 6000;
 /// TensorFlow's `crop_and_resize` of every region, and the maximum of every square of `pool * pool` samples:
 /// `[N, C, h, w] -> [N * P, C, side / pool, side / pool]`.
 ///
-/// GridSample takes all of a picture's samples at once. It fades from the map's edge into zeros, where TensorFlow is 0 at once; so what
+/// GridSample takes the samples of many regions at once. It fades from the map's edge into zeros, where TensorFlow is 0 at once; so what
 /// TensorFlow has as outside is sampled far off. (RoiAlign over boxes half a step larger gives the same, in twice the time or more.) The
 /// samples come out channel by channel; their maximum is taken before they are turned round, when there are fewer to turn. All this is done
 /// for some regions at a time, whose samples stay in the processor's caches.
