@@ -252,6 +252,7 @@ fn evaluations_checkpoints_export_and_the_log_are_where_the_old_tool_had_them() 
         "seed : 0",
         "images per second : ",
         "mAP@0.5 : ",
+        "peak memory : ",
         "device : cpu",
     ] {
         assert!(log.contains(line), "process.log lacks `{line}`:\n{log}");

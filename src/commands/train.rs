@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ArgAction;
+use tch::Device;
 
 use crate::config::label_map::LabelMap;
 use crate::config::pipeline::{self, Overrides};
@@ -14,7 +15,7 @@ use crate::config::zoo::{self, ZooModel};
 use crate::data::loader;
 use crate::engine::eval::EvalOptions;
 use crate::engine::train::{TrainOptions, Trained, train};
-use crate::engine::{checkpoint, device, model_files};
+use crate::engine::{checkpoint, device, memory, model_files};
 use crate::export::folder::ExportInput;
 use crate::formats::atomic_file;
 use crate::formats::lock::Lock;
@@ -183,7 +184,7 @@ pub fn run(args: Args) -> Result<()> {
             tracing::info!("Transfer learning interrupted [ Total learning time : {} ]", old_clock(begun.elapsed()));
         }
     })?;
-    report(&trained, begun.elapsed(), &name);
+    report(&trained, begun.elapsed(), &name, device);
     if args.export {
         let input = ExportInput {
             config: &config,
@@ -360,14 +361,15 @@ fn empty(folders: &[&Path], start_from: Option<&Path>) -> Result<()> {
 }
 
 /// What came of it, on the terminal and in the log.
-fn report(trained: &Trained, total: Duration, name: &str) {
+fn report(trained: &Trained, total: Duration, name: &str, device: Device) {
     let waited = 100.0 * trained.waited.as_secs_f64() / trained.stepping.as_secs_f64().max(1e-9);
     let map = trained.map.map_or("not evaluated".to_string(), |map| format!("{map:.4}"));
     tracing::info!("Transfer learning Success [ Total learning time : {} ]", old_clock(total));
     tracing::info!(
-        "Training [ model : {name}, step : {}, images per second : {:.2}, waiting for data : {waited:.1} %, mAP@0.5 : {map} ]",
+        "Training [ model : {name}, step : {}, images per second : {:.2}, waiting for data : {waited:.1} %, mAP@0.5 : {map}, peak memory : {} ]",
         trained.step,
-        trained.images_per_second
+        trained.images_per_second,
+        memory::peak(device)
     );
     outln!(
         "trained to step {} in {} ({:.1} images/s, {waited:.1} % waiting for data), mAP@0.5 {map}: {}",

@@ -8,6 +8,7 @@ pub mod eval_report;
 pub mod exported;
 pub mod learning_rate;
 pub mod loaded;
+pub mod memory;
 pub mod model_files;
 pub mod optimizer;
 pub mod progress;

@@ -31,7 +31,7 @@ unsafe extern "C" {
     fn odh_keep_memory(huge_pages: c_int) -> c_int;
     fn odh_channels_last(x: *const C_tensor, out: *mut *mut C_tensor) -> c_int;
     fn odh_is_channels_last(x: *const C_tensor, out: *mut c_int) -> c_int;
-    fn odh_cuda_memory_peak(device: c_int, reset: c_int, out: *mut i64) -> c_int;
+    fn odh_cuda_memory_peak(device: c_int, out: *mut i64) -> c_int;
     fn odh_instruction_set() -> *const c_char;
     fn odh_numerics(tf32: c_int, deterministic: c_int, cudnn_benchmark: c_int) -> c_int;
 }
@@ -185,16 +185,16 @@ pub fn is_channels_last(x: &Tensor) -> Result<bool> {
     Ok(out != 0)
 }
 
-/// Peak bytes that tensors took on CUDA device `device` since the start or the last reset; `reset` begins anew.
+/// Peak bytes that tensors took on CUDA device `device` since the start.
 ///
 /// # Errors
 /// If CUDA is not in use.
-pub fn cuda_memory_peak(device: usize, reset: bool) -> Result<u64> {
+pub fn cuda_memory_peak(device: usize) -> Result<u64> {
     if !tch::Cuda::is_available() {
         bail!("no CUDA device is in use");
     }
     let mut bytes = 0;
-    check(unsafe { odh_cuda_memory_peak(device as c_int, reset.into(), &mut bytes) })?;
+    check(unsafe { odh_cuda_memory_peak(device as c_int, &mut bytes) })?;
     Ok(bytes.max(0) as u64)
 }
 
@@ -232,7 +232,7 @@ mod tests {
         if let CudaLibrary::NoDriver(why) | CudaLibrary::Unusable(why) = load_cuda() {
             assert!(!why.is_empty());
             assert!(!tch::Cuda::is_available());
-            assert!(cuda_memory_peak(0, false).is_err());
+            assert!(cuda_memory_peak(0).is_err());
             assert!(cuda_versions().is_err());
         }
     }

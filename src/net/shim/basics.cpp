@@ -114,13 +114,12 @@ int odh_is_channels_last(const at::Tensor *x, int *out) {
   return guarded([&] { *out = x->is_contiguous(at::MemoryFormat::ChannelsLast); });
 }
 
-// Peak bytes that CUDA tensors have taken on one device since the start or the last reset.
-int odh_cuda_memory_peak(int device, int reset, int64_t *out) {
+// Peak bytes that CUDA tensors have taken on one device since the start.
+int odh_cuda_memory_peak(int device, int64_t *out) {
   return guarded([&] {
     auto *allocator = at::getDeviceAllocator(at::kCUDA);
     auto stats = allocator->getDeviceStats(static_cast<c10::DeviceIndex>(device));
     *out = stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
-    if (reset) allocator->resetPeakStats(static_cast<c10::DeviceIndex>(device));
   });
 }
 
