@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches, Parser, Subc
 use crate::commands::{detect, eval, export, models, tfgen, train};
 use crate::logging::{self, Level};
 use crate::net::shim;
-use crate::{exit, flags};
+use crate::{exit, flags, limits};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -65,6 +65,7 @@ impl Commands {
 
 /// Runs the command line `typed` (program name first) and says how it ended.
 pub fn main(typed: Vec<OsString>) -> ExitCode {
+    limits::raise();
     // A flag given twice: the last one counts, as in the old tool.
     let mut grammar = Cli::command().args_override_self(true).mut_subcommands(|command| command.args_override_self(true));
     grammar.build();

@@ -1,8 +1,10 @@
-//! Ctrl-C: work in steps asks whether to stop, saves what it has, and ends with exit code 130.
+//! Ctrl-C, and what else asks a program to end: work in steps asks whether to stop, saves what it has, and ends with exit code 130.
 
 use std::ffi::c_int;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 unsafe extern "C" {
     /// POSIX: ends the process without running what was left for its end.
@@ -24,8 +26,31 @@ pub fn watch() -> &'static AtomicBool {
         if let Err(e) = ctrlc::set_handler(handler) {
             tracing::warn!("Ctrl-C will end the program without saving: {e}");
         }
+        watch_others();
     });
     &REQUESTED
+}
+
+/// The same for what ends a container or a batch job (SIGTERM) and a terminal that is gone (SIGHUP), unless it is to be ignored, as under
+/// `nohup`.
+fn watch_others() {
+    extern "C" fn ask(_: c_int) {
+        // Nothing else is safe in a signal's handler.
+        if REQUESTED.swap(true, Ordering::SeqCst) {
+            _exit(130);
+        }
+    }
+    let action = SigAction::new(SigHandler::Handler(ask), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        // Safety: the handler touches an atomic and may end the process, both of which a signal's handler may do.
+        match unsafe { sigaction(signal, &action) } {
+            Ok(before) if matches!(before.handler(), SigHandler::SigIgn) => {
+                // Safety: it is what was there.
+                let _ = unsafe { sigaction(signal, &before) };
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Whether Ctrl-C was pressed since [`watch`].

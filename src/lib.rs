@@ -28,6 +28,7 @@ pub mod export;
 pub mod flags;
 pub mod formats;
 pub mod interrupt;
+pub mod limits;
 pub mod logging;
 pub mod metrics;
 pub mod models;

@@ -136,7 +136,7 @@ fn a_reader_that_has_gone_is_no_error() {
 fn models_are_listed_with_what_was_published_and_where_their_weights_are() {
     let folder = tempdir().unwrap();
     fs::create_dir_all(folder.path().join("model_zoo")).unwrap();
-    fs::write(folder.path().join("model_zoo/ssd_mobilenet_v2_coco_2018_03_29.tar.gz"), b"an archive").unwrap();
+    fs::write(folder.path().join("model_zoo/ssd_mobilenet_v2_coco_2018_03_29.tar.gz"), b"\x1f\x8b an archive").unwrap();
     let output = odh_in(folder.path(), &["models"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0), "{text}");

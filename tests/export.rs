@@ -430,13 +430,15 @@ fn a_verification_says_what_was_run_and_a_drift_is_exit_code_3_that_leaves_the_g
     };
 
     // No Python at all; one without the runtime. What was not run is not called equal.
-    for (python, said) in [
-        (work.join("nowhere"), "cannot be started"),
-        (
-            stand_in(work, r#"echo '{"missing": "No module named onnxruntime"}' > "$last/onnx.json""#),
-            "No module named onnxruntime",
-        ),
+    for (answer, said) in [
+        (None, "cannot be started"),
+        (Some(r#"echo '{"missing": "No module named onnxruntime"}' > "$last/onnx.json""#), "No module named onnxruntime"),
+        // One that never comes as far as the file, and one that is killed there, tell nothing of the file.
+        (Some("exit 0"), "ended before it came to the file"),
+        (Some("echo 'broken installation' >&2; exit 1"), "broken installation"),
+        (Some(r#"echo '{"loading": "stand-in"}' > "$last/onnx.json"; kill -9 $$"#), "stand-in was killed"),
     ] {
+        let python = answer.map_or_else(|| work.join("nowhere"), |answer| stand_in(work, answer));
         let output = verify(&python).code(1).stdout(predicates::str::contains("NOT RUN"));
         output.stdout(predicates::str::contains(said)).stderr(predicates::str::contains("nothing of it could be run"));
         let parity = parity(&place);
@@ -447,7 +449,8 @@ fn a_verification_says_what_was_run_and_a_drift_is_exit_code_3_that_leaves_the_g
     let rows = r#"{"boxes": [[0, 0, 0.5, 0.5]], "scores": [0.999], "classes": [2]}"#;
     let wrong =
         format!(r#"echo '{{"runtime": "stand-in 1.0", "seconds": [0.1, 0.1], "found": [{rows}, {rows}]}}' > "$last/onnx.json""#);
-    for (answer, said) in [(wrong.as_str(), "DRIFT"), ("echo 'invalid graph' >&2; exit 1", "FAILED: invalid graph")] {
+    let refused = r#"echo '{"loading": "stand-in"}' > "$last/onnx.json"; echo 'invalid graph' >&2; exit 1"#;
+    for (answer, said) in [(wrong.as_str(), "DRIFT"), (refused, "FAILED: invalid graph")] {
         verify(&stand_in(work, answer))
             .code(3)
             .stdout(predicates::str::contains(said))

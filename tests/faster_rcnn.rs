@@ -9,14 +9,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::seeded;
+use common::{seeded, zoo_config};
 use odh::config::pipeline;
 use odh::data::resizer::Resizer;
 use odh::detection::boxes::Groundtruth;
 use odh::detection::sampler::Shuffle;
 use odh::models::faster_rcnn::FasterRcnn;
 use odh::models::pictures::Pictures;
-use odh::models::{DetectionModel, Losses, StepContext};
+use odh::models::{DetectionModel, Losses, StepContext, from_config};
 use odh::net::variables::Variables;
 use odh::proto::object_detection::protos as pb;
 use reference::set_regenerated_weights;
@@ -75,6 +75,33 @@ fn in_order() -> StepContext {
 
 fn terms(losses: &Losses) -> Vec<f64> {
     losses.terms.iter().map(|(_, t)| t.double_value(&[])).collect()
+}
+
+#[test]
+fn a_classification_checkpoint_s_names_are_the_whole_network_s() {
+    let name = |model: &str, scope: &str, name: &str| {
+        from_config(&zoo_config(model, &[])).unwrap().classification_name(&format!("{scope}FeatureExtractor/"), name)
+    };
+    // Upstream's restore_from_classification_checkpoint_fn of each feature extractor.
+    for (model, scope, variable, expected) in [
+        ("faster_rcnn_resnet50_coco", "SecondStage", "resnet_v1_50/block4/a", "resnet_v1_50/block4/a"),
+        ("faster_rcnn_inception_resnet_v2_atrous_coco", "FirstStage", "InceptionResnetV2/Repeat/a", "InceptionResnetV2/Repeat/a"),
+        (
+            "faster_rcnn_inception_resnet_v2_atrous_coco",
+            "SecondStage",
+            "InceptionResnetV2/Repeat/a",
+            "InceptionResnetV2/Repeat_2/a",
+        ),
+        (
+            "faster_rcnn_inception_resnet_v2_atrous_coco",
+            "SecondStage",
+            "InceptionResnetV2/Mixed_7a/a",
+            "InceptionResnetV2/Mixed_7a/a",
+        ),
+        ("faster_rcnn_nas", "FirstStage", "cell_0/a", "cell_0/a/ExponentialMovingAverage"),
+    ] {
+        assert_eq!(name(model, scope, variable), expected, "{model}");
+    }
 }
 
 #[test]

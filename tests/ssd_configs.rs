@@ -192,6 +192,10 @@ fn a_focal_loss_trains_without_a_miner_from_a_bias_of_rare_objects() {
     let biases = variables.get("BoxPredictor_0/ClassPredictor/biases").unwrap();
     assert!((biases.min().double_value(&[]) + 4.6).abs() < 1e-6 && (biases.max().double_value(&[]) + 4.6).abs() < 1e-6);
     assert_eq!(variables.get("BoxPredictor_0/BoxEncodingPredictor/biases").unwrap().abs().max().double_value(&[]), 0.0);
+    // Behind a depthwise layer upstream does not give it.
+    let depthwise = ("kernel_size: 1", "kernel_size: 1 use_depthwise: true");
+    let depthwise = start(&ssd(V1, &small(&[&changes[..], &[depthwise]].concat())));
+    assert_eq!(depthwise.get("BoxPredictor_0/ClassPredictor/biases").unwrap().abs().max().double_value(&[]), 0.0);
     let predictions = infer(&model, &variables, &picture(&model, 1));
     let record = model.loss(&predictions, &[one_box()]).unwrap();
     assert!(record.mined.is_empty());
@@ -240,6 +244,29 @@ fn the_embedded_mobilenet_has_five_maps_of_256_pixels() {
     for changes in [vec![all[0], all[2]], [&all[..], &[("min_depth: 16", "min_depth: 16 pad_to_multiple: 32")]].concat()] {
         let refused = format!("{:#}", from_config(&zoo_config(V1, &changes)).err().expect("upstream refuses it"));
         assert!(refused.contains("model.ssd.feature_extractor") && refused.contains("256 x 256"), "{refused}");
+    }
+}
+
+#[test]
+fn mobilenet_v2_has_its_batch_norms_whatever_a_config_overrides() {
+    let overridden = ("min_depth: 16", "min_depth: 16 override_base_feature_extractor_hyperparams: true");
+    let block = "        batch_norm {
+          decay: 0.9997
+          center: true
+          scale: true
+          epsilon: 0.001
+          train: true
+        }
+";
+    // slim's own definition of the network stands inside the config's settings.
+    for change in [("scale: true", "scale: false"), (block, "")] {
+        let model = ssd(V2, &[overridden, change]);
+        let own = |part: &str| variable(&model, &format!("MobilenetV2/expanded_conv/project/BatchNorm/{part}")).shape.clone();
+        assert_eq!([own("gamma"), own("beta"), own("moving_variance")], [[16], [16], [16]].map(Vec::from), "{change:?}");
+        assert!(!model.variables().iter().any(|v| v.name.ends_with("MobilenetV2/Conv/biases")), "{change:?}");
+        // SSD's own layers have what the config says.
+        let extra = "FeatureExtractor/MobilenetV2/layer_19_1_Conv2d_2_1x1_256/BatchNorm/gamma";
+        assert!(!model.variables().iter().any(|v| v.name == extra), "{change:?}");
     }
 }
 

@@ -214,6 +214,70 @@ fn a_reset_deletes_nothing_unless_there_is_something_to_start_from() {
 }
 
 #[test]
+fn a_start_that_fails_leaves_the_earlier_training_as_it_was() {
+    let folder = project();
+    trained(folder.path(), &["-s", "1", "-e", "False", "--export", "False"]);
+    let at = |path: &str| folder.path().join(path);
+    let kept = ["pipeline.config", "label_map.pbtxt", "checkpoint"].map(|name| format!("train_dir/tiny/{name}"));
+    let before = kept.each_ref().map(|path| fs::read(at(path)).unwrap());
+
+    // Two ids have changed places; a class fewer; records that are damaged; weights of nothing that fits, and damaged ones.
+    let map = fs::read_to_string(at("label_map.pbtxt")).unwrap();
+    let swapped = map.replace("id: 1", "id: 9").replace("id: 2", "id: 1").replace("id: 9", "id: 2");
+    assert_ne!(map, swapped);
+    fs::write(at("swapped.pbtxt"), swapped).unwrap();
+    fs::write(at("one.pbtxt"), "item { id: 1 name: 'panda' }").unwrap();
+    let mut record = fs::read(at("dataset/train.record")).unwrap();
+    assert!(record.len() > 50_000);
+    for byte in record.iter_mut().step_by(5000).skip(1) {
+        *byte ^= 1;
+    }
+    fs::write(at("damaged.record"), record).unwrap();
+    fs::create_dir(at("other")).unwrap();
+    for file in ["index", "data-00000-of-00001"] {
+        fs::copy(at(&format!("train_dir/tiny/model.ckpt-1.{file}")), at(&format!("other/model.ckpt-1.{file}"))).unwrap();
+    }
+    let mut data = fs::read(at("other/model.ckpt-1.data-00000-of-00001")).unwrap();
+    data.iter_mut().step_by(100).for_each(|byte| *byte ^= 1);
+    fs::write(at("other/model.ckpt-1.data-00000-of-00001"), data).unwrap();
+
+    let damaged = ["-r", "--fine_tune_checkpoint", "other/model.ckpt-1"];
+    let starts: [&[&str]; 4] =
+        [&["-l", "swapped.pbtxt"], &["-l", "one.pbtxt"], &["-r", "--train_record", "damaged.record"], &damaged];
+    for start in starts {
+        let output = train(folder.path(), &[&["-s", "2", "-e", "False", "--export", "False"], start].concat());
+        assert_eq!(output.status.code(), Some(1), "{start:?}: {output:?}");
+        for (path, before) in kept.iter().zip(&before) {
+            assert_eq!(&fs::read(at(path)).unwrap(), before, "{start:?}: {path}");
+        }
+        assert_eq!(steps(folder.path()), [1], "{start:?}");
+    }
+}
+
+#[test]
+fn an_evaluation_that_was_broken_off_is_made_up_for() {
+    let folder = project();
+    trained(folder.path(), &["-s", "1", "-e", "False", "--export", "False"]);
+    let report = folder.path().join("eval_dir/tiny/eval-1.json");
+    assert!(!report.exists());
+    let again = trained(folder.path(), &["-s", "1", "--export", "False"]);
+    assert!(report.exists(), "{again:?}");
+    let written = fs::metadata(&report).unwrap().modified().unwrap();
+    trained(folder.path(), &["-s", "1", "--export", "False"]);
+    assert_eq!(fs::metadata(&report).unwrap().modified().unwrap(), written, "once");
+}
+
+#[test]
+fn sigterm_saves_as_ctrl_c_does() {
+    let folder = project();
+    let (mut child, _lines) = under_way(folder.path());
+    let signal = |name: &str| Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(signal("-TERM").success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(!steps(folder.path()).is_empty());
+}
+
+#[test]
 fn evaluations_checkpoints_export_and_the_log_are_where_the_old_tool_had_them() {
     let folder = project();
     let output = trained(folder.path(), &["-s", "7", "-n", "1"]);

@@ -47,6 +47,13 @@ pub struct FasterRcnnBackbone {
     /// Appends the network from crops of that map `[R, C, h, w]` (for R-FCN the map itself) to the box classifier's features; the scope
     /// given is [`SECOND_STAGE_SCOPE`].
     pub second_stage: Stage,
+    /// What a classification checkpoint calls the variable `name` of the stage under `scope` (without it).
+    pub classification_name: fn(scope: &str, name: &str) -> String,
+}
+
+/// The name without its stage's scope, as most backbones have it.
+pub fn same_name(_scope: &str, name: &str) -> String {
+    name.to_string()
 }
 
 /// Half of a backbone: appends it and returns its last node.

@@ -1,7 +1,7 @@
 //! Inception-ResNet V2 (Szegedy et al., arXiv:1602.07261, figures 3 and 16 to 19; upstream slim/nets/inception_resnet_v2.py), in the two halves
 //! that Faster R-CNN takes (upstream models/faster_rcnn_inception_resnet_v2_feature_extractor.py).
 
-use super::faster_rcnn::{FasterRcnnBackbone, Pixels, StageOptions};
+use super::faster_rcnn::{FasterRcnnBackbone, Pixels, SECOND_STAGE_SCOPE, StageOptions};
 use crate::net::graph::{Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, Window};
 use crate::net::layers::{BatchNormParams, ConvScope, Scope, conv2d};
 
@@ -109,7 +109,17 @@ const LAST_8: Residual = Residual { branches: BLOCK_8, scale: 1.0, relu: false }
 
 /// In a Faster R-CNN.
 pub const FASTER_RCNN: FasterRcnnBackbone =
-    FasterRcnnBackbone { pixels: Pixels::MINUS_ONE_TO_ONE, strides: &[8, 16], first_stage, second_stage };
+    FasterRcnnBackbone { pixels: Pixels::MINUS_ONE_TO_ONE, strides: &[8, 16], first_stage, second_stage, classification_name };
+
+/// The second stage's only `Repeat` is the third of the whole network.
+///
+/// Source: upstream faster_rcnn_inception_resnet_v2_feature_extractor.py, `restore_from_classification_checkpoint_fn`.
+fn classification_name(scope: &str, name: &str) -> String {
+    match name.strip_prefix("InceptionResnetV2/Repeat/").filter(|_| scope.starts_with(SECOND_STAGE_SCOPE)) {
+        Some(rest) => format!("InceptionResnetV2/Repeat_2/{rest}"),
+        None => name.to_string(),
+    }
+}
 
 /// The layer settings that slim gives this network whatever the pipeline config says.
 ///

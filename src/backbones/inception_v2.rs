@@ -1,7 +1,7 @@
 //! Inception V2 (Ioffe and Szegedy, arXiv:1502.03167, figure 5; upstream slim/nets/inception_v2.py), up to Mixed_5c.
 
 use super::depth::Depth;
-use super::faster_rcnn::{FasterRcnnBackbone, Pixels, StageOptions};
+use super::faster_rcnn::{FasterRcnnBackbone, Pixels, StageOptions, same_name};
 use super::ssd::{Source, SsdBackbone};
 use crate::net::graph::{Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, Window};
 use crate::net::layers::{BatchNormParams, ConvScope, Scope, conv2d, separable_conv2d};
@@ -38,6 +38,7 @@ pub const FASTER_RCNN: FasterRcnnBackbone = FasterRcnnBackbone {
         let (scope, with) = (scope.child("InceptionV2"), faster_rcnn_scope(options));
         last(modules(graph, x, &scope, FULL, &with, &MODULES[second_stage_start()..]), x)
     },
+    classification_name: same_name,
 };
 
 /// All channels.

@@ -4,7 +4,7 @@ use super::depth::{Depth, make_divisible};
 use super::mobilenet_v1::slim_scope;
 use super::ssd::{Base, Source, SsdBackbone};
 use crate::net::graph::{Activation, Graph, MovingVariance, NodeId, Op, Regularizer};
-use crate::net::layers::{ConvScope, Scope, conv2d, depthwise_conv2d};
+use crate::net::layers::{BatchNormParams, ConvScope, Scope, conv2d, depthwise_conv2d};
 
 /// What an SSD builds on.
 pub const SSD: SsdBackbone = SsdBackbone {
@@ -65,8 +65,12 @@ struct Layers {
 
 impl Layers {
     fn new(base: &Base) -> Self {
-        // Whatever else a config overrides, slim sets the activation layer by layer.
-        let full = ConvScope { activation: Some(Activation::Relu6), ..base.with };
+        // Whatever else a config overrides, slim sets the activation layer by layer, and that there is a batch norm with beta and gamma.
+        let batch_norm = match (base.with.batch_norm, slim_scope(base.train_batch_norm).batch_norm) {
+            (Some(own), _) => Some(BatchNormParams { center: true, scale: true, ..own }),
+            (None, slim) => slim,
+        };
+        let full = ConvScope { activation: Some(Activation::Relu6), batch_norm, ..base.with };
         let depthwise = if base.overridden { full } else { ConvScope { regularizer: Regularizer::None, ..full } };
         Self { full, depthwise, project: ConvScope { activation: None, ..full } }
     }

@@ -2,6 +2,7 @@
 //! Faster R-CNN takes (upstream models/faster_rcnn_nas_feature_extractor.py).
 
 use super::faster_rcnn::{FasterRcnnBackbone, Pixels, StageOptions};
+use crate::formats::averages;
 use crate::net::graph::{
     Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, VariableKind, Window,
 };
@@ -73,8 +74,14 @@ const DROP_PATH_STEPS: f64 = 250_000.0;
 const CELLS: i64 = 22;
 
 /// In a Faster R-CNN.
-pub const FASTER_RCNN: FasterRcnnBackbone =
-    FasterRcnnBackbone { pixels: Pixels::MINUS_ONE_TO_ONE, strides: &[16], first_stage, second_stage };
+pub const FASTER_RCNN: FasterRcnnBackbone = FasterRcnnBackbone {
+    pixels: Pixels::MINUS_ONE_TO_ONE,
+    strides: &[16],
+    first_stage,
+    second_stage,
+    // Upstream takes the averages of this network's weights: faster_rcnn_nas_feature_extractor.py.
+    classification_name: |_, name| averages::name(name),
+};
 
 /// The layer settings that slim gives this network whatever the pipeline config says.
 ///

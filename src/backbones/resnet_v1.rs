@@ -1,7 +1,7 @@
 //! ResNet V1 of 50, 101 and 152 layers (He et al., arXiv:1512.03385, table 1; upstream slim/nets/resnet_v1.py and resnet_utils.py), as the two
 //! halves of a Faster R-CNN.
 
-use super::faster_rcnn::{FasterRcnnBackbone, Pixels, StageOptions};
+use super::faster_rcnn::{FasterRcnnBackbone, Pixels, StageOptions, same_name};
 use crate::net::graph::{Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, Window};
 use crate::net::layers::{BatchNormParams, ConvScope, Scope, conv2d};
 
@@ -44,6 +44,7 @@ pub const FASTER_RCNN_50: FasterRcnnBackbone = FasterRcnnBackbone {
     strides: &[8, 16],
     first_stage: |graph, x, scope, options| first_stage(graph, x, scope, &RESNET_50, options),
     second_stage: |graph, x, scope, options| second_stage(graph, x, scope, &RESNET_50, options),
+    classification_name: same_name,
 };
 
 /// ResNet-101 in a Faster R-CNN.

@@ -55,6 +55,8 @@ pub struct Base {
     pub with: ConvScope,
     /// Whether these settings are the config's, in place of the network's own.
     pub overridden: bool,
+    /// Whether batch norms that the config says nothing of train (`freeze_batchnorm` aside, they do).
+    pub train_batch_norm: bool,
     /// Zeros of half a kernel on every side in place of TensorFlow's 'SAME'.
     pub explicit_padding: bool,
     /// The variables' scope; operations are under the innermost name twice, as slim opens it again.
@@ -140,6 +142,7 @@ pub fn append(
         depth: settings.depth,
         with: own.unwrap_or(settings.hyperparams),
         overridden: own.is_none(),
+        train_batch_norm: settings.train_batch_norm,
         explicit_padding: settings.explicit_padding,
         scope: Scope::split(scope.clone(), format!("{scope}/{}", backbone.scope)),
     };

@@ -168,7 +168,7 @@ fn progress(pictures: usize) -> ProgressBar {
 
 /// `a/b.jpg: raccoon: 97%, raccoon: 61%`.
 fn line(input: &Input, found: &[Annotation]) -> String {
-    let labels: Vec<&str> = found.iter().map(|a| a.label.as_str()).collect();
+    let labels: Vec<String> = found.iter().map(|a| printable(&a.label)).collect();
     format!("{}: {}", printable(&input.name), if labels.is_empty() { "nothing".to_string() } else { labels.join(", ") })
 }
 

@@ -196,6 +196,11 @@ struct Chosen {
 }
 
 fn choose(args: &Args) -> Result<Chosen> {
+    if args.best && args.checkpoint.as_deref().is_some_and(|typed| !typed.is_dir()) {
+        return Err(exit::usage(
+            "--checkpoint names one and --best asks for another: leave one of them out, or name the train folder",
+        ));
+    }
     let files = match (&args.checkpoint, &args.pipeline_config) {
         // A checkpoint from elsewhere need not have its config beside it.
         (Some(typed), Some(config)) => model_files::with_pipeline_config(typed, config)?,

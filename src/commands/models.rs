@@ -167,9 +167,13 @@ struct All {
     meta_architecture: &'static str,
     feature_extractor: String,
     num_classes: usize,
+    /// Of the first stage, where there are two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proposals: Option<i32>,
     batch_size: u32,
     optimizer: &'static str,
     learning_rate: f64,
+    /// 0 if the config does not say.
     num_steps: u32,
     augmentations: Vec<String>,
     /// Of the network with the config's number of classes.
@@ -222,6 +226,10 @@ impl All {
             }
             None => ("", None, 0),
         };
+        let proposals = match config.model.as_ref().and_then(|m| m.model.as_ref()) {
+            Some(M::FasterRcnn(rcnn)) => Some(rcnn.first_stage_max_proposals()),
+            _ => None,
+        };
         let train = config.train_config.with_context(|| format!("{source}: train_config is not set"))?;
         let (optimizer, learning_rate) = optimizer(&train)?;
         Ok(Self {
@@ -230,6 +238,7 @@ impl All {
             meta_architecture,
             feature_extractor: feature_extractor.unwrap_or_default(),
             num_classes: usize::try_from(num_classes).unwrap_or(0),
+            proposals,
             batch_size: train.batch_size(),
             optimizer,
             learning_rate,
@@ -260,10 +269,9 @@ impl All {
         ));
         rows.push(("parameters", format!("{} ({} trainable)", grouped(n.parameters), grouped(n.trainable_parameters))));
         rows.push(("config", self.config.clone()));
-        rows.push((
-            "training",
-            format!("batch {}, {} at {}, {} steps", self.batch_size, self.optimizer, self.learning_rate, self.num_steps),
-        ));
+        rows.extend(self.proposals.map(|count| ("proposals", format!("{count} a picture at most"))));
+        let steps = if self.num_steps > 0 { format!(", {} steps", self.num_steps) } else { String::new() };
+        rows.push(("training", format!("batch {}, {} at {}{steps}", self.batch_size, self.optimizer, self.learning_rate)));
         if !self.augmentations.is_empty() {
             rows.push(("augmentation", self.augmentations.join(", ")));
         }

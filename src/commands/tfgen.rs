@@ -1,7 +1,6 @@
 //! `odh tfgen`: labelled pictures become a dataset.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -19,7 +18,7 @@ use crate::data::dataset::check::{self, Labelled, Pass, Picture};
 use crate::data::dataset::finding::{Finding, Level, Outcome, printable, shown};
 use crate::data::dataset::pairing::{self, Wanted};
 use crate::data::dataset::picture::Depth;
-use crate::data::dataset::walk::{Tree, file_name, stem};
+use crate::data::dataset::walk::{Tree, file_name, path_as_text, stem};
 use crate::data::dataset::write::{self, Staged};
 use crate::data::dataset::{summary, table};
 use crate::data::split::{self, Side, Unit};
@@ -154,7 +153,11 @@ pub fn run(args: Args) -> Result<()> {
     };
     let progress = bar(labelled.len(), "checking");
     let taker = ahead.as_ref().map(|ahead| ahead as &dyn check::Take);
-    let pass = Pass { depth: args.picture_check, progress: &progress, stop, taker };
+    let map = match &classes {
+        Classes::Map(map) => Some(map),
+        Classes::ToWrite => None,
+    };
+    let pass = Pass { depth: args.picture_check, map, progress: &progress, stop, taker };
     let checked = check::check_all(&labelled, &pass);
     progress.finish_and_clear();
     let (mut pictures, found) = checked?;
@@ -276,18 +279,21 @@ fn from_xml(tree: &Tree, seen: &mut [bool], findings: &mut Vec<Finding>) -> Resu
     }
     let (pairs, found) = pairing::pair(tree, &wanted);
     findings.extend(found);
-    let mut names: HashMap<Option<&OsStr>, usize> = HashMap::new();
     for &picture in pairs.iter().flatten() {
         seen[picture] = true;
-        *names.entry(tree.pictures[picture].file_name()).or_default() += 1;
+    }
+    // Of all, labelled or not: --custom_csv looks among all of them.
+    let mut names: HashMap<String, usize> = HashMap::new();
+    for picture in &tree.pictures {
+        *names.entry(file_name(picture)).or_default() += 1;
     }
     let paired = wanted.into_iter().zip(annotations).zip(pairs);
     Ok(paired
         .filter_map(|((wanted, annotation), picture)| {
             let picture = &tree.pictures[picture?];
             // Of two pictures of one name, the path below the input folder tells which is meant.
-            let name = match names.get(&picture.file_name()) {
-                Some(&count) if count > 1 => picture.strip_prefix(&tree.root).unwrap_or(picture).to_string_lossy().into_owned(),
+            let name = match names.get(&file_name(picture)) {
+                Some(&count) if count > 1 => path_as_text(picture.strip_prefix(&tree.root).unwrap_or(picture)),
                 _ => file_name(picture),
             };
             let objects = annotation.objects.into_iter().enumerate();
@@ -324,7 +330,11 @@ fn from_csv(
     seen: &mut [bool],
     findings: &mut Vec<Finding>,
 ) -> Result<(Vec<Labelled>, Option<Given>)> {
-    ensure!(csv[0] != csv[1], "`{}`: is given as both CSV files; name two with -tc and -vc", shown(&csv[0]));
+    let same = match (csv[0].canonicalize(), csv[1].canonicalize()) {
+        (Ok(train), Ok(validate)) => train == validate,
+        _ => csv[0] == csv[1],
+    };
+    ensure!(!same, "`{}`: is given as both CSV files; name two with -tc and -vc", shown(&csv[0]));
     let mut labelled = Vec::new();
     for path in csv {
         let table = table::read(path)?;

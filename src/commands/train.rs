@@ -137,16 +137,13 @@ pub fn run(args: Args) -> Result<()> {
         tracing::info!("{note}");
     }
     let start_from = if resume_from.is_some() { None } else { start_from(&args, &config, &name, zoo_model)? };
-    if args.reset {
-        // Only now that there is something to begin with.
-        empty(&[&train_dir, &eval_dir], start_from.as_deref())?;
-    }
     if let Some(prefix) = &start_from {
+        if args.reset {
+            ensure_kept(&[&train_dir, &eval_dir], prefix)?;
+        }
         let prefix = prefix.to_str().context("the checkpoint's path is not UTF-8, and a pipeline config cannot hold it")?;
         config.train_config.get_or_insert_default().fine_tune_checkpoint = Some(prefix.to_string());
     }
-    atomic_file::write(&train_dir.join("pipeline.config"), pipeline::to_text(&config).as_bytes())?;
-    atomic_file::write(&train_dir.join("label_map.pbtxt"), label_map.to_text()?.as_bytes())?;
 
     let eval_config = config.eval_config.clone().unwrap_or_default();
     let evaluation = args.evaluate.then(|| EvalOptions {
@@ -179,7 +176,14 @@ pub fn run(args: Args) -> Result<()> {
     interrupt::watch();
     tracing::info!("Transfer learning start");
     let begun = Instant::now();
-    let trained = train(model.as_ref(), &options).inspect_err(|e| {
+    let begin = || {
+        if args.reset {
+            empty(&[&options.train_dir, &options.eval_dir])?;
+        }
+        atomic_file::write(&options.train_dir.join("pipeline.config"), pipeline::to_text(&config).as_bytes())?;
+        atomic_file::write(&options.train_dir.join("label_map.pbtxt"), label_map.to_text()?.as_bytes())
+    };
+    let trained = train(model.as_ref(), &options, begin).inspect_err(|e| {
         if exit::code(e) == 130 {
             tracing::info!("Transfer learning interrupted [ Total learning time : {} ]", old_clock(begun.elapsed()));
         }
@@ -325,22 +329,28 @@ fn is_within(file: &Path, folder: &Path) -> bool {
     matches!((parent.canonicalize(), folder.canonicalize()), (Ok(parent), Ok(folder)) if parent.starts_with(&folder))
 }
 
+/// Refuses a reset that would delete what the new run starts from.
+///
+/// # Errors
+/// If the checkpoint is in one of the folders, or cannot be read.
+fn ensure_kept(folders: &[&Path], start: &Path) -> Result<()> {
+    BundleReader::open(start).context("nothing was reset")?;
+    for folder in folders {
+        ensure!(
+            !is_within(start, folder),
+            "--reset would delete `{}`, which the training is to start from: move it out of `{}` first",
+            start.display(),
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
 /// Deletes what a run left in its folders; the folders stay.
 ///
 /// # Errors
-/// If that would delete what the new run starts from, which is then still there; or something cannot be deleted.
-fn empty(folders: &[&Path], start_from: Option<&Path>) -> Result<()> {
-    if let Some(start) = start_from {
-        BundleReader::open(start).context("nothing was reset")?;
-        for folder in folders {
-            ensure!(
-                !is_within(start, folder),
-                "--reset would delete `{}`, which the training is to start from: move it out of `{}` first",
-                start.display(),
-                folder.display()
-            );
-        }
-    }
+/// If something cannot be deleted.
+fn empty(folders: &[&Path]) -> Result<()> {
     for folder in folders {
         let entries = match fs::read_dir(folder) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
@@ -363,7 +373,11 @@ fn empty(folders: &[&Path], start_from: Option<&Path>) -> Result<()> {
 /// What came of it, on the terminal and in the log.
 fn report(trained: &Trained, total: Duration, name: &str, device: Device) {
     let waited = 100.0 * trained.waited.as_secs_f64() / trained.stepping.as_secs_f64().max(1e-9);
-    let map = trained.map.map_or("not evaluated".to_string(), |map| format!("{map:.4}"));
+    let map = match trained.map {
+        Some(map) if map.is_finite() => format!("{map:.4}"),
+        Some(_) => "- (nothing to find in the validation pictures)".to_string(),
+        None => "not evaluated".to_string(),
+    };
     tracing::info!("Transfer learning Success [ Total learning time : {} ]", old_clock(total));
     tracing::info!(
         "Training [ model : {name}, step : {}, images per second : {:.2}, waiting for data : {waited:.1} %, mAP@0.5 : {map}, peak memory : {} ]",

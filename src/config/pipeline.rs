@@ -73,6 +73,17 @@ pub struct Overrides {
     pub fine_tune_checkpoint: Option<Option<PathBuf>>,
 }
 
+/// The model's classes; 0 if the config has no model.
+pub fn num_classes(config: &pb::TrainEvalPipelineConfig) -> u32 {
+    use pb::detection_model::Model;
+    let count = match config.model.as_ref().and_then(|model| model.model.as_ref()) {
+        Some(Model::Ssd(ssd)) => ssd.num_classes(),
+        Some(Model::FasterRcnn(faster_rcnn)) => faster_rcnn.num_classes(),
+        None => 0,
+    };
+    u32::try_from(count).unwrap_or(0)
+}
+
 /// Puts `overrides` into the config.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! Pretrained weights: found in the model zoo's folder, unpacked from an archive there, or downloaded.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -88,10 +89,19 @@ pub fn presence(name: &str, zoo_dir: &Path) -> Presence {
         Err(error) => Err(error),
     };
     match found {
-        Ok(Some(archive)) => Presence::Archive(archive),
+        Ok(Some(archive)) => match begins_as_gzip(&archive) {
+            true => Presence::Archive(archive),
+            false => Presence::Damaged(format!("`{}` is no .tar.gz; delete it to have it fetched again", archive.display())),
+        },
         Ok(None) => Presence::Absent,
         Err(error) => Presence::Damaged(format!("{error:#}")),
     }
+}
+
+/// Without unpacking it, which `pretrained` does.
+fn begins_as_gzip(archive: &Path) -> bool {
+    let mut start = [0; 2];
+    File::open(archive).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == [0x1f, 0x8b]
 }
 
 /// Where a model's archive can be had.

@@ -1,6 +1,6 @@
 //! Pictures: telling their format by their bytes, and decoding them to RGB as TensorFlow's `decode_image` does.
 
-use std::io::Cursor;
+use std::io::{Cursor, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -172,6 +172,9 @@ fn png_chunks_to_the_end(bytes: &[u8]) -> Result<()> {
             );
         }
         let kind = &head[4..];
+        if kind == b"IHDR" && at > 8 {
+            bail!("the png has a second IHDR chunk at byte {at}; the file is damaged, save it anew");
+        }
         let known = matches!(kind, b"IHDR" | b"PLTE" | b"IDAT" | b"IEND");
         if !known && (kind[0].is_ascii_uppercase() || !kind.iter().all(u8::is_ascii_alphabetic)) {
             let kind = kind.escape_ascii();
@@ -185,6 +188,40 @@ fn png_chunks_to_the_end(bytes: &[u8]) -> Result<()> {
             return Ok(());
         }
         at = next;
+    }
+}
+
+/// Checks that a PNG's compressed pixels end as they should, with the checksum that libpng, and so TensorFlow, asks for and [`decode`]
+/// does not look at.
+///
+/// # Errors
+/// If they end early or the checksum is wrong.
+pub fn check_png_checksum(bytes: &[u8]) -> Result<()> {
+    let idat = PixelChunks { rest: bytes.get(8..).unwrap_or_default(), body: &[] };
+    let mut inflated = flate2::read::ZlibDecoder::new(idat);
+    std::io::copy(&mut inflated, &mut std::io::sink())
+        .map_err(|error| anyhow!("the png's pixels do not end as they should ({error}); the file is damaged, save it anew"))?;
+    Ok(())
+}
+
+/// The bodies of a PNG's IDAT chunks, one after the other.
+struct PixelChunks<'a> {
+    rest: &'a [u8],
+    body: &'a [u8],
+}
+
+impl Read for PixelChunks<'_> {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        while self.body.is_empty() {
+            let Some((length, rest)) = self.rest.split_first_chunk::<4>() else { return Ok(0) };
+            let length = be32(length);
+            let (Some(kind), Some(body)) = (rest.get(..4), rest.get(4..4 + length)) else { return Ok(0) };
+            if kind == b"IDAT" {
+                self.body = body;
+            }
+            self.rest = rest.get(8 + length..).unwrap_or_default();
+        }
+        self.body.read(out)
     }
 }
 

@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use walkdir::WalkDir;
 
 /// What a file in a folder must end in to be taken for a picture, in any case. A file that is named itself may end in anything.
 const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "webp"];
+
+/// What lies beside pictures in this trade and is none: passed over where several files are given, as a shell's `*` gives them.
+const BESIDE: [&str; 10] = ["xml", "csv", "json", "txt", "log", "pbtxt", "record", "config", "md", "zip"];
 
 /// What pictures of other kinds end in: they cannot be looked at, which is said rather than left unsaid.
 const OTHER_PICTURES: [&str; 18] = [
@@ -30,7 +33,8 @@ pub struct Input {
 /// Finds the pictures, in the order of the arguments and sorted within a folder or glob; each file once.
 ///
 /// An argument that exists is taken literally, also if its name has a glob's letters. Files and folders whose name starts
-/// with a dot, and the folder `output` where it lies below a given folder, are passed over.
+/// with a dot, and the folder `output` where it lies below a given folder, are passed over; so are, where several arguments are given and
+/// in globs, `output` itself and files that are usual beside pictures.
 ///
 /// # Errors
 /// If an argument is no file, no folder and matches nothing, if no picture is found at all, or if a picture's result would
@@ -39,10 +43,14 @@ pub fn find(arguments: &[PathBuf], output: &Path) -> Result<Vec<Input>> {
     let mut finder =
         Finder { output: canonical(output), seen: HashSet::new(), found: Vec::new(), taken: 0, others: BTreeSet::new() };
     let mut faults = Vec::new();
-    let mut empty = Vec::new();
+    let (mut empty, mut passed_over) = (Vec::new(), Vec::new());
+    let several = arguments.len() > 1;
     for argument in arguments {
         let before = finder.taken;
-        if let Err(e) = finder.take(argument) {
+        let is_output = argument.is_dir() && canonical(argument) == finder.output;
+        if several && (is_output || argument.is_file() && ends_in(argument, &BESIDE)) {
+            passed_over.push(argument);
+        } else if let Err(e) = finder.take(argument) {
             faults.push(format!("{e:#}"));
         } else if finder.taken == before {
             empty.push(argument);
@@ -67,7 +75,20 @@ pub fn find(arguments: &[PathBuf], output: &Path) -> Result<Vec<Input>> {
         .map(|folder| format!("no pictures in `{}`: nothing there ends in {}", folder.display(), EXTENSIONS.join(", ")))
         .collect();
     if finder.found.is_empty() {
+        ensure!(!empty.is_empty(), "there is no picture among the {} files and folders given", arguments.len());
         bail!("{}", empty.join("\n"));
+    }
+    if let Some(first) = passed_over.first() {
+        let all = if passed_over.len() > 1 {
+            format!("{} files and folders", passed_over.len())
+        } else {
+            "1 file or folder".to_string()
+        };
+        tracing::warn!(
+            "{all} passed over as no pictures to look at: `{}`{}",
+            first.display(),
+            if passed_over.len() > 1 { ", ..." } else { "" }
+        );
     }
     for fault in empty {
         tracing::warn!("{fault}");
@@ -123,16 +144,21 @@ impl Finder {
             Ok(matches) => matches,
             Err(e) => bail!("`{pattern}` is not there, and as a pattern it is wrong: {e}"),
         };
+        // The folder in which the pattern begins to be one.
+        let fixed: PathBuf = Path::new(pattern)
+            .components()
+            .take_while(|part| !part.as_os_str().to_string_lossy().contains(['*', '?', '[']))
+            .collect();
+        let fixed = canonical(if fixed.as_os_str().is_empty() { Path::new(".") } else { &fixed });
+        let is_output = |path: &Path| !fixed.starts_with(&self.output) && canonical(path).starts_with(&self.output);
         let mut any = false;
+        let mut matched = Vec::new();
         for path in matches {
             match path {
                 Ok(path) => {
                     any = true;
-                    let name = path.file_name().map(OsStr::to_os_string).unwrap_or_default();
-                    if path.is_dir() {
-                        self.take_folder(&path, Path::new(&name));
-                    } else if path.is_file() {
-                        self.take_file(&path, Path::new(&name));
+                    if !(is_output(&path) || path.is_file() && ends_in(&path, &BESIDE)) {
+                        matched.push(path);
                     }
                 }
                 Err(e) => tracing::warn!("`{}` is passed over: {}", e.path().display(), e.error()),
@@ -140,6 +166,14 @@ impl Finder {
         }
         if !any {
             bail!("nothing matches `{pattern}`");
+        }
+        for path in matched {
+            let name = path.file_name().map(OsStr::to_os_string).unwrap_or_default();
+            if path.is_dir() {
+                self.take_folder(&path, Path::new(&name));
+            } else if path.is_file() {
+                self.take_file(&path, Path::new(&name));
+            }
         }
         Ok(())
     }
@@ -347,6 +381,23 @@ mod tests {
     fn our_own_results_are_not_looked_at() {
         let f = folder(&["a.jpg", "detections/a.jpg", "detections/sub/b.jpg", "other/detections/c.jpg"]);
         assert_eq!(names(&f, &["."]).unwrap(), ["a.jpg", "other/detections/c.jpg"]);
+        for glob in ["**/*.jpg", "*", "*/**/*"] {
+            let found = names(&f, &[glob, "a.jpg"]).unwrap();
+            assert!(found.iter().all(|name| name.ends_with("a.jpg") || name.ends_with("c.jpg")), "{glob}: {found:?}");
+        }
+        // As a shell gives `*`, with what else lies there.
+        let f = folder(&["a.jpg", "a.xml", "process.log", "detections/a.jpg", "x.bin"]);
+        assert_eq!(names(&f, &["a.jpg", "a.xml", "detections", "process.log"]).unwrap(), ["a.jpg"]);
+        assert_eq!(names(&f, &["a.jpg", "x.bin"]).unwrap(), ["a.jpg", "x.bin"], "whatever that is");
+        assert_eq!(names(&f, &["a.xml"]).unwrap(), ["a.xml"], "asked for alone");
+        assert!(names(&f, &["a.xml", "detections"]).unwrap_err().to_string().contains("no picture among"));
+    }
+
+    #[test]
+    fn pictures_in_the_output_folder_can_be_asked_for() {
+        let f = folder(&["detections/in/a.jpg", "detections/in/b.jpg"]);
+        assert_eq!(names(&f, &["detections/in/a.jpg", "detections/in/b.jpg"]).unwrap(), ["a.jpg", "b.jpg"]);
+        assert_eq!(names(&f, &["detections/in/*.jpg"]).unwrap(), ["a.jpg", "b.jpg"]);
     }
 
     #[test]

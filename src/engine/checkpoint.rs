@@ -21,14 +21,15 @@ const PREFIX: &str = "model.ckpt-";
 const GLOBAL_STEP: &str = "global_step";
 
 /// Which of a checkpoint's variables a model starts from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub enum FineTune<'a> {
     /// From a detection checkpoint, those under these scopes.
     Scopes(&'a [&'a str]),
     /// From a detection checkpoint, all.
     All,
-    /// From a classification checkpoint: those under these scopes, which the checkpoint's names lack.
-    Classification(&'a [&'a str]),
+    /// From a classification checkpoint: those under these scopes, which the checkpoint's names lack; it calls a variable what the function
+    /// gives for scope and name, or just the name.
+    Classification(&'a [&'a str], &'a dyn Fn(&str, &str) -> String),
 }
 
 /// What a restore did.
@@ -55,11 +56,17 @@ pub fn fine_tune(prefix: &Path, variables: &mut Variables, what: FineTune) -> Re
     for i in 0..variables.specs().len() {
         let name = variables.specs()[i].name.clone();
         let source = match what {
-            FineTune::All => Some(name.as_str()),
-            FineTune::Scopes(scopes) => scopes.iter().any(|s| name.starts_with(s)).then_some(name.as_str()),
-            FineTune::Classification(scopes) => scopes.iter().find_map(|s| name.strip_prefix(s)),
+            FineTune::All => Some(name.clone()),
+            FineTune::Scopes(scopes) => scopes.iter().any(|s| name.starts_with(s)).then(|| name.clone()),
+            FineTune::Classification(scopes, its_name) => {
+                let within = scopes.iter().find_map(|scope| Some((*scope, name.strip_prefix(scope)?)));
+                within.map(|(scope, rest)| match its_name(scope, rest) {
+                    known if bundle.get(&known).is_some() => known,
+                    _ => rest.to_string(),
+                })
+            }
         };
-        let Some(source) = source else {
+        let Some(source) = source.as_deref() else {
             report.out_of_scope.push(name);
             continue;
         };
@@ -216,11 +223,13 @@ pub fn resume(prefix: &Path, variables: &mut Variables, optimizer: &mut Optimize
     let bundle = BundleReader::open(prefix)?;
     load_variables(&bundle, prefix, variables, Values::Trained)?;
     let read = |name: &str| bundle.get(name).map(|_| bundle.read_f32(name)).transpose();
-    optimizer.restore(variables, read).with_context(|| {
-        format!(
+    optimizer.restore(variables, read).map_err(|error| match bundle.verify() {
+        Ok(()) => error.context(format!(
             "{}: the optimizer's state does not fit; was the config's optimizer changed? Start anew with --reset",
             prefix.display()
-        )
+        )),
+        // A damaged file says nothing of the config.
+        Err(_) => error,
     })?;
     let step = step_of(&bundle)?.with_context(|| format!("{}: there is no {GLOBAL_STEP}", prefix.display()))?;
     Ok((step, read_run_state(prefix)?))

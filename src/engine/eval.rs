@@ -131,6 +131,8 @@ pub fn write(evaluated: &Evaluated, folder: &Path, events: &mut EventWriter) -> 
 
 /// What the records' classes may be.
 pub fn classes(model: &dyn DetectionModel, label_map: &LabelMap) -> Classes {
-    let ids = label_map.items.iter().map(|item| (item.name.clone(), item.id)).collect();
+    // Records may have either; a class's own name comes before another's name for display.
+    let shown = label_map.items.iter().filter_map(|item| Some((item.display_name.clone()?, item.id)));
+    let ids = shown.chain(label_map.items.iter().map(|item| (item.name.clone(), item.id))).collect();
     Classes { count: model.num_classes(), ids }
 }

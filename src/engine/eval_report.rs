@@ -216,7 +216,7 @@ impl EvalReport {
     /// # Errors
     /// If the file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<PathBuf> {
-        let path = folder.join(format!("eval-{}.json", self.run.step));
+        let path = path(folder, self.run.step);
         let mut json = serde_json::to_string_pretty(self).with_context(|| format!("cannot write `{}`", path.display()))?;
         json.push('\n');
         atomic_file::write(&path, json.as_bytes())?;
@@ -226,6 +226,11 @@ impl EvalReport {
     fn rate(&self) -> f64 {
         if self.run.seconds > 0.0 { self.run.pictures as f64 / self.run.seconds } else { 0.0 }
     }
+}
+
+/// Where the report of a step lies.
+pub fn path(folder: &Path, step: u64) -> PathBuf {
+    folder.join(format!("eval-{step}.json"))
 }
 
 /// A figure to four places; a dash where there is none.

@@ -8,8 +8,8 @@ use crate::proto::object_detection::protos as pb;
 #[derive(Debug, Clone, PartialEq)]
 pub enum LearningRate {
     Constant(f64),
-    /// `initial * factor ^ (step / decay_steps)`, the exponent rounded down where `staircase`, counted from the end of the burn-in (a
-    /// straight line from `burnin_rate` to `initial`; at `initial` where `burnin_rate` is 0), and never below `min`.
+    /// `initial * factor ^ (step / decay_steps)`, the exponent rounded down where `staircase`, counted from the end of the burn-in
+    /// (at `burnin_rate`, or `initial` where that is 0), and never below `min`.
     Exponential {
         initial: f64,
         decay_steps: u64,
@@ -42,29 +42,41 @@ impl LearningRate {
         use pb::learning_rate::LearningRate as L;
         let field = "train_config.optimizer: learning_rate";
         let schedule = config.and_then(|c| c.learning_rate.as_ref()).with_context(|| format!("{field} is not set"))?;
+        let rate = |name: &str, value: f32| -> Result<f64> {
+            ensure!(value.is_finite() && value >= 0.0, "{field}.{name} is {value}, and must be a number of at least 0");
+            Ok(value.into())
+        };
         Ok(match schedule {
-            L::ConstantLearningRate(c) => Self::Constant(c.learning_rate().into()),
+            L::ConstantLearningRate(c) => Self::Constant(rate("constant_learning_rate.learning_rate", c.learning_rate())?),
             L::ExponentialDecayLearningRate(e) => {
+                let of = |name: &str, value: f32| rate(&format!("exponential_decay_learning_rate.{name}"), value);
                 ensure!(e.decay_steps() > 0, "{field}.exponential_decay_learning_rate.decay_steps must be positive");
                 Self::Exponential {
-                    initial: e.initial_learning_rate().into(),
+                    initial: of("initial_learning_rate", e.initial_learning_rate())?,
                     decay_steps: e.decay_steps().into(),
-                    factor: e.decay_factor().into(),
+                    factor: of("decay_factor", e.decay_factor())?,
                     staircase: e.staircase(),
-                    burnin_rate: e.burnin_learning_rate().into(),
+                    burnin_rate: of("burnin_learning_rate", e.burnin_learning_rate())?,
                     burnin_steps: e.burnin_steps().into(),
-                    min: e.min_learning_rate().into(),
+                    min: of("min_learning_rate", e.min_learning_rate())?,
                 }
             }
             L::ManualStepLearningRate(m) => {
-                let boundaries: Vec<u64> = m.schedule.iter().map(|s| s.step().into()).collect();
-                if m.schedule.is_empty() || boundaries[0] == 0 || boundaries.windows(2).any(|w| w[0] >= w[1]) {
-                    bail!("{field}.manual_step_learning_rate.schedule: steps must be positive and ascend");
+                let mut boundaries: Vec<u64> = m.schedule.iter().map(|s| s.step().into()).collect();
+                if boundaries.is_empty() || boundaries.windows(2).any(|w| w[0] >= w[1]) {
+                    bail!(
+                        "{field}.manual_step_learning_rate.schedule: its steps are {boundaries:?}, and each must be above the one before"
+                    );
                 }
-                let rates = std::iter::once(m.initial_learning_rate())
+                let mut rates = std::iter::once(m.initial_learning_rate())
                     .chain(m.schedule.iter().map(pb::manual_step_learning_rate::LearningRateSchedule::learning_rate))
-                    .map(f64::from)
-                    .collect();
+                    .map(|value| rate("manual_step_learning_rate: learning_rate", value))
+                    .collect::<Result<Vec<_>>>()?;
+                if boundaries[0] == 0 {
+                    // Old configs of the zoo begin so; the initial rate then never counts.
+                    boundaries.remove(0);
+                    rates.remove(0);
+                }
                 Self::ManualStep { boundaries, rates, warmup: m.warmup() }
             }
             L::CosineDecayLearningRate(c) => {
@@ -78,9 +90,9 @@ impl LearningRate {
                     "{field}.cosine_decay_learning_rate: learning_rate_base must not be below warmup_learning_rate"
                 );
                 Self::Cosine {
-                    base: c.learning_rate_base().into(),
+                    base: rate("cosine_decay_learning_rate.learning_rate_base", c.learning_rate_base())?,
                     total: total.into(),
-                    warmup_rate: c.warmup_learning_rate().into(),
+                    warmup_rate: rate("cosine_decay_learning_rate.warmup_learning_rate", c.warmup_learning_rate())?,
                     warmup_steps: warmup.into(),
                     hold_steps: c.hold_base_rate_steps().into(),
                 }
@@ -100,13 +112,13 @@ impl LearningRate {
                 } else if *burnin_rate == 0.0 {
                     *initial
                 } else {
-                    burnin_rate + (initial - burnin_rate) / *burnin_steps as f64 * s
+                    *burnin_rate
                 };
                 rate.max(*min)
             }
             Self::ManualStep { boundaries, rates, warmup } => {
                 let passed = boundaries.iter().filter(|&&b| step >= b).count();
-                if *warmup && passed == 0 {
+                if *warmup && passed == 0 && !boundaries.is_empty() {
                     // Upstream interpolates from the first rate to the second until the first boundary.
                     return rates[0] + (rates[1] - rates[0]) / boundaries[0] as f64 * s;
                 }
@@ -161,7 +173,8 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn every_schedule_goes_as_tensorflows_does() {
-        // Upstream's optimizer_builder and learning_schedules of April 2018 (the last row: of August), run in TensorFlow 2.15.1.
+        // Upstream's optimizer_builder and learning_schedules of April 2018 (burn-in: of August, and as its source has it; upstream
+        // refuses a schedule that begins at step 0), run in TensorFlow 2.15.1.
         type Case = (&'static str, &'static str, &'static [(u64, f32)]);
         let cases: &[Case] = &[
             ("manual_step", "initial_learning_rate: 0.0003 schedule { step: 900 learning_rate: .00003 } schedule { step: 1200 learning_rate: .000003 }", &[(0, 0.0003), (899, 0.0003), (900, 3e-5), (1199, 3e-5), (1200, 3e-6), (5000, 3e-6)]),
@@ -176,6 +189,8 @@ mod tests {
             ("constant", "learning_rate: 0.0007", &[(0, 0.0007), (5000, 0.0007)]),
             ("constant", "", &[(7, 0.002)]),
             ("exponential_decay", "", &[(100000, 0.002)]),
+            ("exponential_decay", "initial_learning_rate: 0.01 decay_steps: 100 decay_factor: 0.5 burnin_learning_rate: 0.001 burnin_steps: 12", &[(0, 0.001), (11, 0.001), (12, 0.01), (111, 0.01), (112, 0.005)]),
+            ("manual_step", "initial_learning_rate: 0.1 schedule { step: 0 learning_rate: .003 } schedule { step: 90 learning_rate: .0003 }", &[(0, 0.003), (89, 0.003), (90, 0.0003)]),
             ("exponential_decay", "initial_learning_rate: 0.004 decay_steps: 100 decay_factor: 0.5 staircase: false burnin_steps: 150", &[(0, 0.004), (149, 0.004), (150, 0.004), (151, 0.00397237), (250, 0.002), (1000, 1.10485435e-5)]),
         ];
         for (kind, fields, rates) in cases {
@@ -188,14 +203,31 @@ mod tests {
     }
 
     #[test]
-    fn a_burn_in_climbs_and_the_decay_is_counted_from_its_end_down_to_the_least_rate() {
+    fn a_burn_in_is_flat_and_the_decay_is_counted_from_its_end_down_to_the_least_rate() {
         let rate = exponential(
             "initial_learning_rate: 1 decay_steps: 10 decay_factor: 0.5 burnin_learning_rate: 0.5 burnin_steps: 4 min_learning_rate: 0.375",
         );
         let path = [0, 2, 4, 13, 14, 24, 1000].map(|step| rate.at(step));
-        assert_eq!(path, [0.5, 0.75, 1.0, 1.0, 0.5, 0.375, 0.375]);
+        assert_eq!(path, [0.5, 0.5, 1.0, 1.0, 0.5, 0.375, 0.375]);
         let flat = exponential("initial_learning_rate: 1 decay_steps: 10 decay_factor: 0.5 burnin_steps: 4");
         assert_eq!([flat.at(0), flat.at(3), flat.at(13), flat.at(14)], [1.0, 1.0, 1.0, 0.5]);
+    }
+
+    #[test]
+    fn rates_that_are_no_rates_are_named() {
+        for (fields, wanted) in [
+            ("initial_learning_rate: -1 decay_steps: 10", "initial_learning_rate is -1"),
+            ("initial_learning_rate: nan decay_steps: 10", "initial_learning_rate is NaN"),
+            ("decay_factor: inf decay_steps: 10", "decay_factor is inf"),
+        ] {
+            let text = format!(
+                "train_config {{ optimizer {{ adam_optimizer {{ learning_rate {{ exponential_decay_learning_rate {{ {fields} }} }} }} }} }}"
+            );
+            let config = crate::config::pipeline::parse(&text, "test").unwrap().train_config.unwrap();
+            let Some(pb::optimizer::Optimizer::AdamOptimizer(adam)) = config.optimizer.unwrap().optimizer else { panic!() };
+            let said = LearningRate::from_config(adam.learning_rate.as_ref()).unwrap_err().to_string();
+            assert!(said.contains(wanted), "{said}");
+        }
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::config::label_map::LabelMap;
-use crate::config::{coco_labels, pipeline};
+use crate::config::{coco_labels, pipeline, zoo};
+use crate::data::dataset::summary::plural;
 use crate::exit;
 use crate::formats::checkpoint_state;
 use crate::proto::object_detection::protos as pb;
@@ -142,6 +143,12 @@ fn at_checkpoint(typed: &Path) -> Result<ModelFiles> {
 /// If it has no index.
 pub fn existing(typed: &Path) -> Result<PathBuf> {
     let prefix = prefix_of(typed);
+    ensure!(
+        index_of(&prefix).is_file() || !prefix.is_file(),
+        "`{}` is one file, as TensorFlow's Saver wrote before 0.12 and with write_version V1; checkpoints of an index and data files can be \
+         read: save it again in TensorFlow",
+        prefix.display()
+    );
     ensure!(index_of(&prefix).is_file(), "`{}` is not there: no such checkpoint", index_of(&prefix).display());
     Ok(prefix)
 }
@@ -269,17 +276,32 @@ pub fn label_map(named: Option<&Path>, folder: &Path, config: &pb::TrainEvalPipe
     if beside.is_file() {
         return LabelMap::load(&beside);
     }
-    if zoo {
+    let num_classes = pipeline::num_classes(config);
+    // A zoo archive brings no label map: its classes are COCO's, wherever it lies.
+    let archive = folder.canonicalize().ok().and_then(|folder| folder.file_name().map(ToOwned::to_owned));
+    let from_zoo = zoo::MODELS.iter().any(|model| archive.as_deref() == Some(model.folder.as_ref()));
+    if zoo || from_zoo && num_classes == coco_labels::coco().num_classes() {
         return Ok(coco_labels::coco());
     }
     let configured = config.train_input_reader.as_ref().and_then(|r| r.label_map_path.as_deref()).filter(|p| !p.is_empty());
     let Some(configured) = configured.map(Path::new) else {
         bail!("`{}` is not there and the config names no label map; name one with --label_file", beside.display());
     };
-    for path in [configured.to_path_buf(), folder.join(configured)] {
-        if path.is_file() {
-            return LabelMap::load(&path);
-        }
+    let inside = folder.join(configured);
+    if inside.is_file() {
+        return LabelMap::load(&inside);
+    }
+    if configured.is_file() {
+        let map = LabelMap::load(configured)?;
+        // What a relative path leads to from here may be anybody's.
+        ensure!(
+            configured.is_absolute() || map.num_classes() == num_classes,
+            "`{}`, which the config names as its label map, has {} here and the model has {num_classes}: it is another model's; name the \
+             right one with --label_file",
+            configured.display(),
+            plural(map.num_classes() as usize, "class")
+        );
+        return Ok(map);
     }
     // The zoo's own configs name COCO's file, which no archive brings along.
     if configured.file_name().is_some_and(|name| name == "mscoco_label_map.pbtxt") {
@@ -415,6 +437,21 @@ mod tests {
     }
 
     #[test]
+    fn an_archive_of_the_zoo_given_by_its_path_has_cocos_classes() {
+        let name = zoo::MODELS[0].folder;
+        let f = folder(&[&format!("{name}/x"), "mine/x"]);
+        let config = |classes: u32| {
+            let text = format!(
+                "model {{ ssd {{ num_classes: {classes} }} }} train_input_reader {{ label_map_path: './label_map.pbtxt' }}"
+            );
+            pipeline::parse(&text, "test").unwrap()
+        };
+        assert_eq!(label_map(None, &f.path().join(name), &config(90), false).unwrap().label(1), "person");
+        assert!(label_map(None, &f.path().join(name), &config(5), false).is_err());
+        assert!(label_map(None, &f.path().join("mine"), &config(90), false).is_err());
+    }
+
+    #[test]
     fn label_maps_are_the_named_ones_then_those_beside_then_the_configs() {
         let f = folder(&["m/x"]);
         let m = f.path().join("m");
@@ -423,7 +460,7 @@ mod tests {
             fs::write(&path, format!("item {{ id: 1 name: '{class}' }}")).unwrap();
             path
         };
-        let mut config = pb::TrainEvalPipelineConfig::default();
+        let mut config = pipeline::parse("model { ssd { num_classes: 1 } }", "test").unwrap();
         let first = |named: Option<&Path>, config: &pb::TrainEvalPipelineConfig, zoo| {
             label_map(named, &m, config, zoo).map(|map| map.label(1))
         };

@@ -114,6 +114,10 @@ impl Optimizer {
         let count = variables.freeze(fixed)?;
         if count > 0 {
             tracing::info!("{count} variables are frozen by train_config.freeze_variables or update_trainable_variables");
+            ensure!(
+                variables.specs().iter().any(|spec| spec.trainable),
+                "train_config.freeze_variables and update_trainable_variables leave no variable to train"
+            );
         }
         let optimizer =
             config.optimizer.as_ref().and_then(|o| o.optimizer.as_ref()).context("train_config.optimizer is not set")?;

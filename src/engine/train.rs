@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::checkpoint::{self, Best, FineTune, NotFinite, RunState};
 use super::eval::{self, EvalOptions};
+use super::eval_report;
 use super::optimizer::Optimizer;
 use super::progress::Progress;
 use crate::config::label_map::LabelMap;
@@ -74,6 +75,10 @@ pub struct Trained {
 
 /// Everything that changes while training.
 struct Run<'a> {
+    /// `None` where no step is to be done.
+    loader: Option<Loader>,
+    /// The loader's first.
+    first_batch: Option<Batch>,
     model: &'a dyn DetectionModel,
     options: &'a TrainOptions<'a>,
     variables: Variables,
@@ -87,11 +92,12 @@ struct Run<'a> {
     map: Option<f64>,
 }
 
-/// Trains to `num_steps`.
+/// Trains to `num_steps`. `begin` is called if there are steps to do, once weights and first batch are there and before anything is
+/// written: whatever cannot be trained leaves the folders as they are.
 ///
 /// # Errors
 /// If data, checkpoints or the disk fail; if a loss is not finite; exit code 130 after Ctrl-C, once all is saved.
-pub fn train(model: &dyn DetectionModel, options: &TrainOptions) -> Result<Trained> {
+pub fn train(model: &dyn DetectionModel, options: &TrainOptions, begin: impl FnOnce() -> Result<()>) -> Result<Trained> {
     shim::tune_process()?;
     let mut variables = Variables::new(model.variables(), options.seed, options.device)?;
     let mut optimizer = Optimizer::from_config(options.config, &mut variables)?;
@@ -105,7 +111,6 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions) -> Result<Train
     if let Some(prefix) = &options.resume_from {
         let resumed = checkpoint::resume(prefix, &mut variables, &mut optimizer);
         let (at, saved) = resumed.map_err(|error| checkpoint::advise(error, prefix))?;
-        checkpoint::rewind(&options.train_dir, prefix)?;
         step = at;
         match saved {
             Some(saved) => {
@@ -116,19 +121,56 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions) -> Result<Train
             }
             None => tracing::warn!("{} has no loader position beside it: the data starts a new pass", prefix.display()),
         }
-        tracing::info!("Resume [ checkpoint : {}, step : {step} ]", prefix.display());
     } else if let Some(prefix) = &options.start_from {
         start_from(prefix, model, &mut variables, options.config)?;
     } else {
         tracing::warn!("no pretrained weights: training starts from random values, as asked");
+    }
+    let mut loader = if step < options.num_steps { Some(loader(model, options, state)?) } else { None };
+    let first_batch = loader.as_mut().map(Loader::next).transpose()?;
+    if loader.is_some() {
+        begin()?;
+    }
+    if let Some(prefix) = &options.resume_from {
+        checkpoint::rewind(&options.train_dir, prefix)?;
+        tracing::info!("Resume [ checkpoint : {}, step : {step} ]", prefix.display());
     }
     let mut events = EventWriter::create(&options.train_dir)?;
     if options.resume_from.is_some() {
         events.session_start(step as i64 + 1)?;
     }
     let saved = options.resume_from.is_some().then_some(step);
-    let mut run = Run { model, options, variables, optimizer, step, saved, state, events, eval_events: None, map: None };
+    let mut run = Run {
+        loader,
+        first_batch,
+        model,
+        options,
+        variables,
+        optimizer,
+        step,
+        saved,
+        state,
+        events,
+        eval_events: None,
+        map: None,
+    };
     run.finish()
+}
+
+/// Batches from where the run stands.
+fn loader(model: &dyn DetectionModel, options: &TrainOptions, state: RunState) -> Result<Loader> {
+    let augmentations = options.config.data_augmentation_options.iter().map(Augmentation::from_config).collect::<Result<_>>()?;
+    let classes = eval::classes(model, options.label_map);
+    let batch_size = options.config.batch_size() as usize;
+    Loader::new(LoaderOptions {
+        shuffle: options.shuffle,
+        seed: state.seed,
+        augmentations,
+        start: state.position,
+        num_threads: options.num_threads,
+        prefetch: PREFETCH,
+        ..LoaderOptions::new(options.train_records.clone(), batch_size, model.resizer(), classes)
+    })
 }
 
 /// Takes over what fits of a checkpoint and says what did not.
@@ -143,7 +185,7 @@ fn start_from(prefix: &Path, model: &dyn DetectionModel, variables: &mut Variabl
     let what = match (detection, config.load_all_detection_checkpoint_vars()) {
         (true, true) => FineTune::All,
         (true, false) => FineTune::Scopes(scopes),
-        (false, _) => FineTune::Classification(scopes),
+        (false, _) => FineTune::Classification(scopes, &|scope, name| model.classification_name(scope, name)),
     };
     let report = checkpoint::fine_tune(prefix, variables, what)?;
     crate::outln!(
@@ -176,44 +218,50 @@ impl Run<'_> {
         let first = self.step;
         let mut checkpoint = options.resume_from.clone();
         let (mut stepping, mut waited) = (Duration::ZERO, Duration::ZERO);
-        if self.step >= options.num_steps {
-            tracing::warn!(
-                "{} stands at step {} already; ask for more with --num_steps, or start anew with --reset",
-                options.train_dir.display(),
-                self.step
-            );
-        } else {
-            let mut loader = self.loader()?;
-            let mut progress = Progress::new(self.step, options.num_steps, options.config.batch_size() as usize);
-            while self.step < options.num_steps {
-                let begun = Instant::now();
-                let batch = loader.next()?;
-                waited += batch.waited;
-                progress.waited(batch.waited);
-                let line = self.one_step(&batch)?;
-                stepping += begun.elapsed();
-                progress.step(self.step, &line);
-                let mut stop = interrupt::requested();
-                let due = self.step.is_multiple_of(options.save_every) || self.step == options.num_steps;
-                if due || stop {
-                    checkpoint = Some(self.save(&batch)?);
-                }
-                if due && !stop && options.evaluation.is_some() {
-                    let prefix = checkpoint.clone().context("a checkpoint was just saved")?;
-                    match progress.pause(|| self.evaluate(&prefix)) {
-                        Err(error) if exit::code(&error) == 130 => stop = true,
-                        done => done?,
+        match self.loader.take() {
+            None => {
+                tracing::warn!(
+                    "{} stands at step {} already; ask for more with --num_steps, or start anew with --reset",
+                    options.train_dir.display(),
+                    self.step
+                );
+                self.make_up_for_evaluation(checkpoint.as_deref())?;
+            }
+            Some(mut loader) => {
+                let mut progress = Progress::new(self.step, options.num_steps, options.config.batch_size() as usize);
+                while self.step < options.num_steps {
+                    let begun = Instant::now();
+                    let batch = match self.first_batch.take() {
+                        Some(batch) => batch,
+                        None => loader.next()?,
+                    };
+                    waited += batch.waited;
+                    progress.waited(batch.waited);
+                    let line = self.one_step(&batch)?;
+                    stepping += begun.elapsed();
+                    progress.step(self.step, &line);
+                    let mut stop = interrupt::requested();
+                    let due = self.step.is_multiple_of(options.save_every) || self.step == options.num_steps;
+                    if due || stop {
+                        checkpoint = Some(self.save(&batch)?);
+                    }
+                    if due && !stop && options.evaluation.is_some() {
+                        let prefix = checkpoint.clone().context("a checkpoint was just saved")?;
+                        match progress.pause(|| self.evaluate(&prefix)) {
+                            Err(error) if exit::code(&error) == 130 => stop = true,
+                            done => done?,
+                        }
+                    }
+                    if stop {
+                        progress.finish();
+                        return Err(exit::interrupted(format!(
+                            "stopped at step {}; all is saved: the same command goes on from there",
+                            self.step
+                        )));
                     }
                 }
-                if stop {
-                    progress.finish();
-                    return Err(exit::interrupted(format!(
-                        "stopped at step {}; all is saved: the same command goes on from there",
-                        self.step
-                    )));
-                }
+                progress.finish();
             }
-            progress.finish();
         }
         let steps_done = self.step - first;
         let images = steps_done as f64 * f64::from(options.config.batch_size());
@@ -228,21 +276,12 @@ impl Run<'_> {
         })
     }
 
-    fn loader(&self) -> Result<Loader> {
-        let options = self.options;
-        let augmentations =
-            options.config.data_augmentation_options.iter().map(Augmentation::from_config).collect::<Result<_>>()?;
-        let classes = eval::classes(self.model, options.label_map);
-        let batch_size = options.config.batch_size() as usize;
-        Loader::new(LoaderOptions {
-            shuffle: options.shuffle,
-            seed: self.state.seed,
-            augmentations,
-            start: self.state.position,
-            num_threads: options.num_threads,
-            prefetch: PREFETCH,
-            ..LoaderOptions::new(options.train_records.clone(), batch_size, self.model.resizer(), classes)
-        })
+    /// Evaluates the checkpoint at which the run stands, if that was broken off.
+    fn make_up_for_evaluation(&mut self, checkpoint: Option<&Path>) -> Result<()> {
+        match checkpoint {
+            Some(prefix) if !eval_report::path(&self.options.eval_dir, self.step).exists() => self.evaluate(prefix),
+            _ => Ok(()),
+        }
     }
 
     /// One batch: losses, gradients, update. Returns what the progress line shows.

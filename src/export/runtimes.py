@@ -1,7 +1,9 @@
 # Runs a file of an export with the runtime that this Python has, on pictures that odh has decoded.
 #
 # Arguments: the format; the file or folder; a folder that has pictures.json ([[file, height, width], ...]) and the pictures' bytes, RGB.
-# Writes FORMAT.json there: either {"missing": what} or {"runtime": name, "seconds": [...], "found": [{boxes, scores, classes}, ...]}.
+# Writes FORMAT.json there: {"missing": what}, {"loading": runtime} before the file is touched, and in its place, when all is done,
+# {"runtime": name, "seconds": [...], "found": [{boxes, scores, classes}, ...]}. So whoever finds no answer knows that the runtime never came
+# as far as the file.
 import json
 import os
 import sys
@@ -13,20 +15,36 @@ FORMAT, PATH, FOLDER = sys.argv[1:]
 OUTPUTS = ["detection_boxes", "detection_scores", "detection_classes", "num_detections"]
 
 
-def done(value):
+def tell(value):
     with open(os.path.join(FOLDER, FORMAT + ".json"), "w", encoding="utf-8") as file:
         json.dump(value, file)
+
+
+def done(value):
+    tell(value)
     sys.exit(0)
 
 
-def session():
+def imported():
+    import numpy
+
     if FORMAT == "onnx":
         import onnxruntime
 
+        onnxruntime.InferenceSession
+        return numpy, onnxruntime
+    import tensorflow
+
+    tensorflow.compat.v1.Session
+    return numpy, tensorflow
+
+
+def session(runtime):
+    if FORMAT == "onnx":
+        onnxruntime = runtime
         loaded = onnxruntime.InferenceSession(PATH, providers=["CPUExecutionProvider"])
         return "onnxruntime %s (Python)" % onnxruntime.__version__, lambda x: loaded.run(OUTPUTS, {"image_tensor": x})
-    import tensorflow as tf
-
+    tf = runtime
     name = "TensorFlow " + tf.__version__
     if FORMAT == "saved_model":
         if not hasattr(tf.saved_model, "load"):
@@ -51,11 +69,11 @@ def session():
 
 
 try:
-    import numpy
-
-    runtime, run = session()
-except ImportError as error:
-    done({"missing": str(error)})
+    numpy, library = imported()
+except Exception as error:  # Whatever a broken installation raises.
+    done({"missing": str(error) if isinstance(error, ImportError) else "%s: %s" % (type(error).__name__, error)})
+tell({"loading": library.__name__})
+runtime, run = session(library)
 with open(os.path.join(FOLDER, "pictures.json"), encoding="utf-8") as file:
     pictures = json.load(file)
 found, seconds = [], []

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde::Deserialize;
 use tempfile::TempDir;
 
@@ -95,6 +97,7 @@ pub enum Attempt {
 #[serde(untagged)]
 enum Answer {
     Missing { missing: String },
+    Loading { loading: String },
     Ran { runtime: String, seconds: Vec<f64>, found: Vec<Rows> },
 }
 
@@ -125,16 +128,21 @@ pub fn run_in_python(python: &Path, format: Format, file: &Path, pictures: &Pict
         }
         Err(error) => return Err(error).with_context(|| format!("cannot start `{}`", python.display())),
     };
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.trim_end();
-        let from = (said.len().saturating_sub(LAST_WORDS)..said.len()).find(|&i| said.is_char_boundary(i)).unwrap_or(0);
-        return Ok(Attempt::Failed(format!("{} ({})", said[from..].trim(), output.status)));
-    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim_end();
+    let from = (said.len().saturating_sub(LAST_WORDS)..said.len()).find(|&i| said.is_char_boundary(i)).unwrap_or(0);
+    let last_words = format!("{} ({})", said[from..].trim(), output.status);
     let path = folder.join(format!("{name}.json"));
-    let text = fs::read(&path).with_context(|| format!("`{}` left no answer", python.display()))?;
+    let Ok(text) = fs::read(&path) else {
+        return Ok(Attempt::Unavailable(format!("`{}` ended before it came to the file: {last_words}", python.display())));
+    };
     Ok(match serde_json::from_slice(&text).with_context(|| format!("`{}` answered in another form", python.display()))? {
         Answer::Missing { missing } => Attempt::Unavailable(format!("`{}`: {missing}", python.display())),
+        // Killed from outside, for want of memory as a rule: that says nothing of the file.
+        Answer::Loading { loading } if output.status.signal() == Some(Signal::SIGKILL as i32) => {
+            Attempt::Unavailable(format!("`{}`: {loading} was killed, perhaps for want of memory", python.display()))
+        }
+        Answer::Loading { .. } => Attempt::Failed(last_words),
         Answer::Ran { runtime, seconds, found } => {
             let detections: Vec<Detections> = found.into_iter().map(Detections::from).collect();
             ensure!(detections.len() == pictures.len() && seconds.len() == pictures.len(), "{runtime} left out pictures");

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use tempfile::TempDir;
 
 use super::folder::{EXPORT_JSON, FROZEN_GRAPH, Format, LABEL_MAP, LABELS, ONNX, PIPELINE_CONFIG, SAVED_MODEL, TORCHSCRIPT};
@@ -71,22 +72,22 @@ impl Target {
         let old = if self.path.exists() {
             let aside = tempfile::Builder::new().prefix(&hidden(&self.path, REPLACED)).tempdir_in(parent).with_context(failed)?;
             let old = aside.path().join(INSIDE);
-            fs::rename(&self.path, &old).with_context(failed)?;
-            Some((aside, old))
-        } else {
-            None
-        };
-        if let Err(error) = fs::rename(new, &self.path) {
-            if let Some((aside, old)) = old {
-                let back = fs::rename(&old, &self.path);
-                if back.is_err() {
-                    // Better an odd folder left over than the only good export deleted.
-                    let kept = aside.keep();
-                    return Err(error).with_context(|| format!("{}; the earlier one is in `{}`", failed(), kept.display()));
+            if !exchanged(new, &self.path, &old).with_context(failed)? {
+                fs::rename(&self.path, &old).with_context(failed)?;
+                if let Err(error) = fs::rename(new, &self.path) {
+                    if fs::rename(&old, &self.path).is_err() {
+                        // Better an odd folder left over than the only good export deleted.
+                        let kept = aside.keep();
+                        return Err(error).with_context(|| format!("{}; the earlier one is in `{}`", failed(), kept.display()));
+                    }
+                    return Err(error).with_context(failed);
                 }
             }
-            return Err(error).with_context(failed);
-        }
+            Some((aside, old))
+        } else {
+            fs::rename(new, &self.path).with_context(failed)?;
+            None
+        };
         sync(parent).with_context(failed)?;
         if let Some((aside, old)) = old
             && let Err(error) = carry_over(&old, &self.path)
@@ -96,6 +97,21 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// Puts `new` in the place of `path`, which goes to `old`, without a moment in which nothing is there. False, and nothing has changed, where
+/// the file system cannot.
+///
+/// # Errors
+/// If `new` cannot be moved.
+fn exchanged(new: &Path, path: &Path, old: &Path) -> std::io::Result<bool> {
+    // First to where the old one will be: whatever is found there later is tidied as one that was replaced, with the user's own files.
+    fs::rename(new, old)?;
+    if renameat2(AT_FDCWD, old, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE).is_ok() {
+        return Ok(true);
+    }
+    fs::rename(old, new)?;
+    Ok(false)
 }
 
 /// Moves what a user put beside an earlier export; what other exports wrote would not belong to this graph any more.
@@ -163,6 +179,12 @@ fn place(output_dir: &Path) -> Result<(PathBuf, PathBuf)> {
              --output_dir"
         );
     }
+    if let Some(checkpoint) = of_training(&path) {
+        bail!(
+            "`{shown}` holds a training (`{}`), whose checkpoints an export would replace; name another folder with --output_dir",
+            checkpoint.display()
+        );
+    }
     let parent = path.parent().with_context(|| format!("`{shown}` cannot be replaced"))?.to_path_buf();
     fs::create_dir_all(&parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
     Ok((path, parent))
@@ -173,7 +195,18 @@ fn is_exports(name: &OsStr) -> bool {
     const NAMES: &[&str] =
         &[FROZEN_GRAPH, PIPELINE_CONFIG, LABEL_MAP, LABELS, checkpoint_state::FILE_NAME, SAVED_MODEL, ONNX, EXPORT_JSON];
     let name = name.to_string_lossy();
-    NAMES.contains(&name.as_ref()) || name.starts_with("model.ckpt") || name.starts_with("model.torchscript")
+    let of_checkpoint = name.strip_prefix("model.ckpt").is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    NAMES.contains(&name.as_ref()) || of_checkpoint || name.starts_with("model.torchscript")
+}
+
+/// A checkpoint with its step in its name, as trainings write them and exports do not.
+fn of_training(folder: &Path) -> Option<OsString> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    entries.into_iter().find(|name| {
+        let name = name.to_string_lossy();
+        let step = name.strip_prefix("model.ckpt-").and_then(|rest| rest.strip_suffix(".index"));
+        step.is_some_and(|step| step.parse::<u64>().is_ok())
+    })
 }
 
 /// `.NAME.what`, a hidden name beside `path` or the start of one.
@@ -203,6 +236,42 @@ mod tests {
         fs::create_dir_all(folder).unwrap();
         fs::write(folder.join(ONNX), contents).unwrap();
         folder.to_path_buf()
+    }
+
+    #[test]
+    fn a_folder_that_a_training_wrote_is_no_place_for_an_export() {
+        let folder = tempfile::tempdir().unwrap();
+        let m = export(&folder.path().join("m"), "frozen into the train folder");
+        fs::write(m.join("model.ckpt-30.index"), "").unwrap();
+        let error = Target::new(&m).err().unwrap().to_string();
+        assert!(error.contains("model.ckpt-30.index") && error.contains("--output_dir"), "{error}");
+        assert_eq!(names(&m), ["model.ckpt-30.index", ONNX].map(String::from));
+    }
+
+    #[test]
+    fn an_export_takes_an_earlier_one_s_place_and_keeps_the_users_own_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let m = export(&folder.path().join("m"), "old");
+        for own in ["notes.txt", "model.ckpt_of_mine"] {
+            fs::write(m.join(own), "mine").unwrap();
+        }
+        fs::write(m.join("model.ckpt.index"), "old").unwrap();
+        let target = Target::new(&m).unwrap();
+        export(target.folder(), "new");
+        target.put_in_place().unwrap();
+        assert_eq!(fs::read_to_string(m.join(ONNX)).unwrap(), "new");
+        assert_eq!(names(&m), ["model.ckpt_of_mine", ONNX, "notes.txt"].map(String::from));
+        assert_eq!(names(folder.path()), ["m"]);
+    }
+
+    #[test]
+    fn an_export_that_was_killed_before_the_exchange_leaves_the_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let m = export(&folder.path().join("m"), "old");
+        export(&folder.path().join(".m.old-abcdef/export"), "new");
+        drop(Target::new(&m).unwrap());
+        assert_eq!(fs::read_to_string(m.join(ONNX)).unwrap(), "old");
+        assert_eq!(names(folder.path()), ["m"]);
     }
 
     #[test]

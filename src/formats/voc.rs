@@ -44,6 +44,8 @@ pub struct Object {
     pub difficult: bool,
     /// Its own `<bndbox>`, not that of a `<part>`.
     pub corners: Option<Corners>,
+    /// Tags that stand in it more than once, where one is meant; the first was read.
+    pub doubled: Vec<&'static str>,
 }
 
 /// The four values of a `<bndbox>`, in pixels, with the white space that may stand around them.
@@ -97,6 +99,7 @@ fn object(element: &Element) -> Object {
         pose: element.text("pose"),
         truncated: element.flag("truncated"),
         difficult: element.flag("difficult"),
+        doubled: element.doubled(),
         corners: element.child("bndbox").map(|bndbox| Corners {
             xmin: bndbox.raw("xmin"),
             ymin: bndbox.raw("ymin"),
@@ -118,6 +121,15 @@ struct Element {
 impl Element {
     fn child(&self, name: &str) -> Option<&Element> {
         self.children.iter().find(|child| child.name == name)
+    }
+
+    /// Those of an object's tags that stand in it, or in its box, more than once.
+    fn doubled(&self) -> Vec<&'static str> {
+        let count = |element: &Element, name: &str| element.children.iter().filter(|child| child.name == name).count();
+        let own = ["name", "bndbox"].into_iter().filter(|name| count(self, name) > 1);
+        let corners = ["xmin", "ymin", "xmax", "ymax"];
+        let bndbox = self.child("bndbox");
+        own.chain(corners.into_iter().filter(|name| bndbox.is_some_and(|bndbox| count(bndbox, name) > 1))).collect()
     }
 
     /// The text of a child, without the white space around it; `None` if there is no such child or it is empty.
@@ -261,6 +273,21 @@ mod tests {
 
     fn error(bytes: &[u8]) -> String {
         format!("{:#}", parse(bytes).unwrap_err())
+    }
+
+    #[test]
+    fn tags_that_stand_twice_are_told_and_those_of_parts_are_not() {
+        let corners = |x: u8| format!("<bndbox><xmin>{x}</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>");
+        let object = |inside: &str| {
+            let xml = format!("<annotation><object>{inside}</object></annotation>");
+            parse(xml.as_bytes()).unwrap().objects.remove(0)
+        };
+        let part = format!("<part><name>head</name>{}</part>", corners(3));
+        assert!(object(&format!("<name>a</name>{}{part}{part}", corners(1))).doubled.is_empty());
+        let twice = object(&format!("<name>a</name>{}{}<name>b</name>", corners(1), corners(2)));
+        assert_eq!(twice.doubled, ["name", "bndbox"]);
+        assert_eq!((twice.name.as_deref(), twice.corners.unwrap().xmin.as_deref()), (Some("a"), Some("1")));
+        assert_eq!(object("<name>a</name><bndbox><xmin>1</xmin><xmin>2</xmin></bndbox>").doubled, ["xmin"]);
     }
 
     #[test]

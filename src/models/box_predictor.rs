@@ -86,7 +86,9 @@ impl ConvolutionalBoxPredictor {
             x = graph.push(&format!("{}/Dropout", scope.ops), Op::Dropout { keep }, &[x], channels);
         }
         let columns = anchors * (self.num_classes as i64 + 1);
-        let mut classes = self.predictor(graph, x, &scope.child("ClassPredictor"), columns, self.class_bias);
+        // Upstream gives it to the layer without a depthwise one before it only.
+        let class_bias = if self.use_depthwise { 0.0 } else { self.class_bias };
+        let mut classes = self.predictor(graph, x, &scope.child("ClassPredictor"), columns, class_bias);
         if self.sigmoid {
             classes = graph.push(&format!("{}/Sigmoid", scope.ops), Op::Sigmoid, &[classes], columns);
         }

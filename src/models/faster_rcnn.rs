@@ -30,6 +30,8 @@ const ROUNDING: f64 = 2e-6;
 pub struct FasterRcnn {
     pub(super) resizer: Resizer,
     pub(super) pixels: Pixels,
+    /// [`crate::backbones::faster_rcnn::FasterRcnnBackbone::classification_name`].
+    pub(super) classification_name: fn(&str, &str) -> String,
     /// From the preprocessed picture to `map`, `box_encodings` and `objectness`.
     pub(super) first: Arc<Graph>,
     /// The map that the proposal network's predictors read.
@@ -140,6 +142,10 @@ impl DetectionModel for FasterRcnn {
 
     fn feature_extractor_scopes(&self) -> &'static [&'static str] {
         RESTORED_SCOPES
+    }
+
+    fn classification_name(&self, scope: &str, name: &str) -> String {
+        (self.classification_name)(scope, name)
     }
 
     fn losses(

@@ -51,6 +51,7 @@ pub fn build(config: &pb::FasterRcnn) -> Result<FasterRcnn> {
     let classifier = classifier(config, num_classes, (&backbone, &options, first.channels(map)))?;
     Ok(FasterRcnn {
         resizer,
+        classification_name: backbone.classification_name,
         pixels: if resizer.grey { backbone.pixels.of_grey() } else { backbone.pixels },
         rpn_features,
         rpn: rpn(config, anchors)?,

@@ -69,6 +69,11 @@ pub trait DetectionModel {
     /// Scopes that a detection checkpoint is restored into by default.
     fn feature_extractor_scopes(&self) -> &'static [&'static str];
 
+    /// What a classification checkpoint calls the variable `name` under `scope`, one of [`Self::feature_extractor_scopes`].
+    fn classification_name(&self, _scope: &str, name: &str) -> String {
+        name.to_string()
+    }
+
     /// The losses of a batch, with gradients.
     ///
     /// * `pictures`: resized, on the variables' device; `groundtruth`: normalized to each picture without padding.

@@ -13,6 +13,7 @@ use super::onnxruntime::{self, Session};
 use super::outputs;
 use crate::data::image::RgbImage;
 use crate::detection::boxes::Detections;
+use crate::export::manifest;
 use crate::proto::onnx::tensor_proto::DataType;
 use crate::proto::onnx::tensor_shape_proto::dimension::Value as Side;
 use crate::proto::onnx::{ModelProto, ValueInfoProto, type_proto};
@@ -62,7 +63,13 @@ impl OnnxModel {
         // What the file is can be said without onnxruntime, and more clearly.
         let interface = fs::read(path)
             .map_err(anyhow::Error::from)
-            .and_then(|bytes| Interface::read(Bytes::from(bytes)))
+            .and_then(|bytes| {
+                if manifest::was_changed(path, &bytes) {
+                    // By another program perhaps, and then all is well.
+                    tracing::warn!("`{shown}` is not as it was exported: export.json beside it has another SHA-256; if nobody changed it, it is damaged");
+                }
+                Interface::read(Bytes::from(bytes))
+            })
             .with_context(|| format!("`{shown}` cannot be run"))?;
         let runtime =
             onnxruntime::load(search).with_context(|| format!("`{shown}` is an ONNX file, which takes onnxruntime to run"))?;

@@ -1,7 +1,7 @@
 //! Label files and their pictures against each other: every box, size and name, with all cores.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::Result;
@@ -11,7 +11,6 @@ use crate::config::label_map::LabelMap;
 use crate::data::dataset::finding::{Finding, printable, shown};
 use crate::data::dataset::number;
 use crate::data::dataset::picture::{self, Depth, Looked};
-use crate::data::image::Format;
 use crate::data::split::Side;
 use crate::formats::voc;
 
@@ -75,6 +74,8 @@ pub struct Object {
 pub struct Pass<'a> {
     /// How far pictures are looked into.
     pub depth: Depth,
+    /// Where there is one: says which of the labels' words are one class.
+    pub map: Option<&'a LabelMap>,
     /// Moves on by one for each picture.
     pub progress: &'a ProgressBar,
     /// Ends the pass early when set.
@@ -109,7 +110,7 @@ pub fn check_all(labelled: &[Labelled], pass: &Pass) -> Result<(Vec<Picture>, Ve
         while !pass.stop.load(Ordering::Relaxed) && !failed.load(Ordering::Relaxed) {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(labelled) = labelled.get(index) else { break };
-            let (picture, findings) = check(labelled, pass.depth, &mut buffer);
+            let (picture, findings) = check(labelled, pass, &mut buffer);
             if let Some(taker) = pass.taker {
                 taker.take(index, picture.as_ref(), &mut buffer).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
             }
@@ -138,24 +139,21 @@ pub fn check_all(labelled: &[Labelled], pass: &Pass) -> Result<(Vec<Picture>, Ve
 }
 
 /// Checks one picture; `None` if it is left out.
-fn check(labelled: &Labelled, depth: Depth, buffer: &mut Vec<u8>) -> (Option<Picture>, Vec<Finding>) {
+fn check(labelled: &Labelled, pass: &Pass, buffer: &mut Vec<u8>) -> (Option<Picture>, Vec<Finding>) {
     let mut findings = Vec::new();
-    let looked = match picture::read(&labelled.picture, buffer).and_then(|()| picture::look(buffer, depth)) {
+    let looked = match picture::read(&labelled.picture, buffer).and_then(|()| picture::look(buffer, pass.depth)) {
         Ok(looked) => looked,
         Err(error) => {
             findings.push(Finding::picture_skipped(&labelled.picture, format!("{error:#}")));
             return (None, findings);
         }
     };
-    if let Some(promised) = picture::promised(&labelled.picture)
-        && promised != looked.format
-    {
+    if let Some(promised) = picture::promised_instead(&labelled.picture, looked.format) {
         findings.push(Finding::kept(
             &labelled.picture,
             format!(
-                "the bytes are {}, not {} as the name says; it is used as what it is, and best renamed",
-                format_name(looked.format),
-                format_name(promised)
+                "the bytes are {}, not {promised} as the name says; it is used as what it is, and best renamed",
+                picture::format_name(looked.format)
             ),
         ));
     }
@@ -179,8 +177,8 @@ fn check(labelled: &Labelled, depth: Depth, buffer: &mut Vec<u8>) -> (Option<Pic
     let mut objects: Vec<Object> = Vec::with_capacity(labelled.objects.len());
     let mut skipped = 0;
     for (label, object) in &labelled.objects {
-        match check_object(&labelled.labels, label, object, &looked, &mut findings) {
-            Ok(object) => match repeats(&objects, &object) {
+        match check_object(labelled, label, object, &looked, &mut findings) {
+            Ok(object) => match repeats(&objects, &object, pass.map) {
                 Some((other, true)) => {
                     // The first stands for both, so nothing is lost and the picture may stay.
                     findings.push(Finding::object_skipped(
@@ -219,10 +217,14 @@ fn check(labelled: &Labelled, depth: Depth, buffer: &mut Vec<u8>) -> (Option<Pic
 }
 
 /// An earlier object with the same box, and whether it also has the same class.
-fn repeats<'a>(objects: &'a [Object], object: &Object) -> Option<(&'a str, bool)> {
+fn repeats<'a>(objects: &'a [Object], object: &Object, map: Option<&LabelMap>) -> Option<(&'a str, bool)> {
+    let same_class = |other: &Object| {
+        let id = |object: &Object| map.and_then(|map| map.id_of(&object.class));
+        other.class == object.class || id(object).is_some_and(|own| id(other) == Some(own))
+    };
     let mut same = objects.iter().filter(|other| other.box_px == object.box_px);
     let first = same.clone().next()?;
-    match same.find(|other| other.class == object.class) {
+    match same.find(|other| same_class(other)) {
         Some(other) => Some((&other.label, true)),
         None => Some((&first.label, false)),
     }
@@ -277,12 +279,14 @@ fn check_size(labelled: &Labelled, looked: &Looked, findings: &mut Vec<Finding>)
 
 /// One object against its picture.
 fn check_object(
-    labels: &Path,
+    labelled: &Labelled,
     label: &str,
     object: &voc::Object,
     looked: &Looked,
     findings: &mut Vec<Finding>,
 ) -> Result<Object, Box<Finding>> {
+    let Labelled { labels, place, .. } = labelled;
+    let from_csv = place.is_some();
     let skip = |text: String| Box::new(Finding::object_skipped(labels, label, text));
     let Some(class) = object.name.as_deref().map(str::trim).filter(|name| !name.is_empty()) else {
         return Err(skip("it has no class name; name it in labelImg".to_string()));
@@ -345,8 +349,14 @@ fn check_object(
             looked.width, looked.height
         )));
     }
+    for tag in &object.doubled {
+        let text = format!("it has more than one <{tag}>, of which the first is used; remove the others");
+        findings.push(Finding::kept(labels, text).of(label));
+    }
     if !odd.is_empty() {
-        let text = format!("not written as whole numbers: {}; the record has them as read, the CSV rounded", odd.join(", "));
+        // Of boxes that come from a CSV file, none is written.
+        let csv = if from_csv { "" } else { ", the CSV rounded" };
+        let text = format!("not written as whole numbers: {}; the record has them as read{csv}", odd.join(", "));
         findings.push(Finding::note(labels, text).of(label));
     }
     if !clipped.is_empty() {
@@ -361,17 +371,6 @@ fn check_object(
         truncated: object.truncated,
         difficult: object.difficult,
     })
-}
-
-/// How a format is written in messages.
-fn format_name(format: Format) -> &'static str {
-    match format {
-        Format::Jpeg => "JPEG",
-        Format::Png => "PNG",
-        Format::Gif => "GIF",
-        Format::Bmp => "BMP",
-        Format::WebP => "WebP",
-    }
 }
 
 /// The classes of all objects, sorted.
@@ -501,6 +500,12 @@ pub fn duplicates(pictures: &[Picture], sides: &[Side], groups: &[Vec<usize>]) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::image::Format;
+
+    fn of_xml() -> Labelled {
+        let (labels, picture) = ("a.xml".into(), "a.jpg".into());
+        Labelled { labels, place: None, picture, name: "a.jpg".into(), size: [None, None], objects: Vec::new() }
+    }
 
     fn looked(width: u32, height: u32, orientation: u8) -> Looked {
         Looked { format: Format::Jpeg, width, height, orientation, bytes: 1, sha256: [0; 32] }
@@ -515,7 +520,7 @@ mod tests {
     /// The box of an object on a picture of 100 x 50, or what is said of it; and the notes.
     fn checked(corners: [&str; 4]) -> (Result<[f64; 4], String>, String) {
         let mut notes = Vec::new();
-        let result = check_object(Path::new("a.xml"), "object 1", &object("cat", corners), &looked(100, 50, 1), &mut notes);
+        let result = check_object(&of_xml(), "object 1", &object("cat", corners), &looked(100, 50, 1), &mut notes);
         let notes: Vec<String> = notes.iter().map(ToString::to_string).collect();
         (result.map(|object| object.box_px).map_err(|finding| finding.to_string()), notes.join("\n"))
     }
@@ -564,10 +569,37 @@ mod tests {
     }
 
     #[test]
+    fn the_same_box_under_two_names_of_one_class_is_one_object_twice() {
+        let map =
+            LabelMap::parse("item { id: 1 name: 'b' display_name: 'Display Bee' } item { id: 2 name: 'c' }", "map").unwrap();
+        let of = |class: &str| Object {
+            label: "object 1".into(),
+            class: class.into(),
+            id: 0,
+            box_px: [1.0, 2.0, 3.0, 4.0],
+            pose: String::new(),
+            truncated: false,
+            difficult: false,
+        };
+        assert_eq!(repeats(&[of("b")], &of("Display Bee"), Some(&map)), Some(("object 1", true)));
+        assert_eq!(repeats(&[of("b")], &of("c"), Some(&map)), Some(("object 1", false)));
+        assert_eq!(repeats(&[of("x")], &of("y"), Some(&map)), Some(("object 1", false)), "two that the map does not know");
+    }
+
+    #[test]
+    fn a_tag_that_stands_twice_is_named_and_the_first_counts() {
+        let mut notes = Vec::new();
+        let twice = voc::Object { doubled: vec!["bndbox"], ..object("cat", ["1", "2", "3", "4"]) };
+        let object = check_object(&of_xml(), "object 1", &twice, &looked(9, 9, 1), &mut notes).unwrap();
+        assert_eq!(object.box_px, [2.0, 1.0, 4.0, 3.0]);
+        assert!(notes[0].to_string().contains("more than one <bndbox>"), "{notes:?}");
+    }
+
+    #[test]
     fn objects_without_class_or_box_are_named() {
         let mut notes = Vec::new();
         let mut say =
-            |object| check_object(Path::new("a.xml"), "object 3", &object, &looked(9, 9, 1), &mut notes).unwrap_err().to_string();
+            |object| check_object(&of_xml(), "object 3", &object, &looked(9, 9, 1), &mut notes).unwrap_err().to_string();
         assert!(say(object("", ["1", "1", "2", "2"])).contains("no class name"));
         assert!(say(object("  ", ["1", "1", "2", "2"])).contains("no class name"));
         assert!(say(voc::Object { name: Some("cat".into()), ..Default::default() }).contains("no <bndbox>"));

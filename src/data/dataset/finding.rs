@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
+use crate::data::dataset::walk::path_as_text;
+
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
@@ -96,7 +98,7 @@ impl fmt::Display for Finding {
 
 /// A path as messages show it: without a leading `./`, and without line breaks or terminal codes that a name may hold.
 pub fn shown(path: &Path) -> String {
-    let text = path.to_string_lossy();
+    let text = path_as_text(path);
     let text = text.strip_prefix("./").filter(|rest| !rest.is_empty()).unwrap_or(&text);
     printable(text)
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use crate::data::dataset::finding::{Finding, printable, shown};
-use crate::data::dataset::walk::{Tree, composed, file_name, last_part, stem};
+use crate::data::dataset::walk::{Tree, composed, file_name, last_part, path_as_text, stem};
 use crate::formats::voc::Annotation;
 
 /// What a label file says of its picture's name and place.
@@ -63,14 +63,36 @@ impl Way {
 /// How well a picture fits a label file: smaller is better.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Fit {
+    /// What lies beside the label file under its own name comes first, then what does under the very `<filename>`.
+    beside: Beside,
     way: Way,
+    /// A picture of that very name stands for it wherever it is; another extension or case only where there is none.
+    other_name: bool,
     /// Folders to go up and down from one to the other, less what the ends of their paths share.
     distance: isize,
-    /// 0 if the name is the very one, 1 with another extension, 2 with other letters' case.
-    name: u8,
+    name: Name,
     /// Folders that the end of `<path>` and the picture's path share, and whether `<folder>` names its folder, as negatives;
     /// only asked where several pictures come into question.
     hints: isize,
+}
+
+/// What of a label file's names a picture in its folder has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Beside {
+    Own,
+    Filename,
+    Elsewhere,
+}
+
+/// How near a picture's name is to the one that is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Name {
+    /// Letter for letter.
+    Same,
+    /// The same letters in another Unicode form.
+    OtherForm,
+    OtherExtension,
+    OtherCase,
 }
 
 #[derive(Debug, Clone)]
@@ -205,7 +227,9 @@ pub fn by_filename(tree: &Tree, filename: &str) -> Result<(usize, Option<String>
         filename: Some(last_part(filename).to_string()),
         path: Some(filename.to_string()),
     };
-    let found = candidates(tree, &wanted, &[(Way::Filename, last_part(filename))]);
+    let mut found = candidates(tree, &wanted, &[(Way::Filename, last_part(filename))]);
+    // No label file lies anywhere: letter for letter comes before nearness to the input folder.
+    found.sort_by_key(|candidate| candidate.fit.name);
     let Some(candidate) = found.first() else {
         return Err(format!(
             "there is no picture `{}` below `{}`; put it there or remove the line",
@@ -261,22 +285,34 @@ fn candidates(tree: &Tree, wanted: &Wanted, ways: &[(Way, &str)]) -> Vec<Candida
         }
         found.append(&mut step);
     }
+    // Each way's candidates are in order; a later way's may lie beside the label file.
+    found.sort_by(|a, b| a.fit.cmp(&b.fit));
     found
 }
 
 fn fit(tree: &Tree, wanted: &Wanted, way: Way, name: &str, picture: usize) -> Fit {
     let path = &tree.pictures[picture];
     let here = file_name(path);
-    let (here, name) = (composed(&here), composed(name));
-    let said = wanted.filename.as_deref().map(composed).unwrap_or_default();
+    let said = wanted.filename.as_deref().unwrap_or_default();
+    let (here_composed, name_composed) = (composed(&here), composed(name));
     let name = if here == name || here == said {
-        0
-    } else if stem(&here) == name || stem(&here) == stem(&name) {
-        1
+        Name::Same
+    } else if here_composed == name_composed || here_composed == composed(said) {
+        Name::OtherForm
+    } else if stem(&here_composed) == name_composed || stem(&here_composed) == stem(&name_composed) {
+        Name::OtherExtension
     } else {
-        2
+        Name::OtherCase
     };
-    Fit { way, distance: distance(&wanted.labels, path), name, hints: 0 }
+    let other_name = name > Name::OtherForm;
+    let distance = distance(&wanted.labels, path);
+    let beside = match way {
+        _ if wanted.labels.parent() != path.parent() => Beside::Elsewhere,
+        Way::Own => Beside::Own,
+        Way::Filename if !other_name => Beside::Filename,
+        _ => Beside::Elsewhere,
+    };
+    Fit { beside, way, other_name, distance, name, hints: 0 }
 }
 
 /// Folders between two files: those to go up and down, less those that the ends of the two paths share.
@@ -288,7 +324,7 @@ fn distance(a: &Path, b: &Path) -> isize {
     }
     let folders = |path: &Path| -> Vec<String> {
         let folder = path.parent().unwrap_or(Path::new(""));
-        folder.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect()
+        folder.components().map(|part| path_as_text(part.as_ref())).collect()
     };
     let (a, b) = (folders(a), folders(b));
     let above = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
@@ -299,7 +335,7 @@ fn distance(a: &Path, b: &Path) -> isize {
 
 fn hints(wanted: &Wanted, picture: &Path) -> isize {
     let folder = picture.parent().unwrap_or(Path::new(""));
-    let parts: Vec<String> = folder.components().rev().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
+    let parts: Vec<String> = folder.components().rev().map(|part| path_as_text(part.as_ref())).collect();
     let said = wanted.path.as_deref().unwrap_or_default();
     let shared = said.rsplit(['/', '\\']).skip(1).zip(&parts).take_while(|(a, b)| composed(a) == composed(b)).count();
     let named = wanted.folder.as_deref().is_some_and(|name| parts.first().is_some_and(|part| composed(part) == composed(name)));
@@ -316,6 +352,7 @@ pub fn same_bytes(a: &Path, b: &Path) -> bool {
 mod tests {
     use super::*;
     use std::fs;
+    use unicode_normalization::UnicodeNormalization;
 
     /// Writes empty files, pairs, and gives `label -> picture` with what was said.
     fn paired(files: &[&str], wants: &[(&str, Option<&str>, Option<&str>)]) -> (Vec<Option<String>>, String) {
@@ -393,6 +430,63 @@ mod tests {
         let files = ["images/train/a.jpg", "images/test/a.jpg"];
         let (picture, _) = one(&files, ("annotations/test/a.xml", Some("a.jpg"), None));
         assert_eq!(picture.as_deref(), Some("images/test/a.jpg"));
+    }
+
+    #[test]
+    fn the_very_filename_beside_the_xml_comes_before_its_own_name_elsewhere() {
+        let files = ["set1/frame_17.jpg", "set2/0001.jpg"];
+        let (picture, said) = one(&files, ("set1/0001.xml", Some("frame_17.jpg"), None));
+        assert_eq!((picture.as_deref(), said.as_str()), (Some("set1/frame_17.jpg"), ""));
+        // Another extension is not the very name.
+        let (picture, _) = one(&["set1/frame_17.png", "set2/0001.jpg"], ("set1/0001.xml", Some("frame_17.jpg"), None));
+        assert_eq!(picture.as_deref(), Some("set2/0001.jpg"));
+        let (picture, _) = one(&["photos/x.jpg", "photos/png/x.png"], ("labels/x.xml", Some("x.png"), None));
+        assert_eq!(picture.as_deref(), Some("photos/png/x.png"));
+        let (picture, _) = one(&["labels/x.jpg", "png/x.png"], ("labels/x.xml", Some("x.png"), None));
+        assert_eq!(picture.as_deref(), Some("labels/x.jpg"), "beside the XML under its own name");
+    }
+
+    #[test]
+    fn a_csv_file_s_filename_is_taken_letter_for_letter_wherever_that_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let decomposed: String = "너.jpg".nfd().collect();
+        let files = ["a/x.jpg", "deep/er/x.png", "a/Y.jpg", "deep/er/y.jpg", "너.jpg", &format!("deep/{decomposed}"), "a/z.jpg"];
+        for name in files {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, name).unwrap();
+        }
+        let tree = Tree::walk(folder.path()).unwrap();
+        let found = |name: &str| {
+            let (picture, note) = by_filename(&tree, name).unwrap();
+            (tree.pictures[picture].strip_prefix(folder.path()).unwrap().to_str().unwrap().to_string(), note.is_some())
+        };
+        assert_eq!(found("x.png"), ("deep/er/x.png".to_string(), false));
+        assert_eq!(found("y.jpg"), ("deep/er/y.jpg".to_string(), false));
+        assert_eq!(found(&decomposed), (format!("deep/{decomposed}"), false));
+        assert_eq!(found("너.jpg"), ("너.jpg".to_string(), false));
+        assert_eq!(found("z.png"), ("a/z.jpg".to_string(), true));
+        assert_eq!(found("x.gif"), ("a/x.jpg".to_string(), true));
+    }
+
+    #[test]
+    fn names_that_are_not_utf_8_are_told_apart() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = tempfile::tempdir().unwrap();
+        // 개 and 새 in EUC-KR, and bytes that are neither EUC-KR nor UTF-8.
+        let stems = [&b"\xb0\xb3"[..], b"\xbb\xf5", b"caf\xe9", b"caf\xe8"];
+        let file = |stem: &[u8], end: &str| folder.path().join(std::ffi::OsStr::from_bytes(&[stem, end.as_bytes()].concat()));
+        for stem in stems {
+            fs::write(file(stem, ".jpg"), stem).unwrap();
+        }
+        let tree = Tree::walk(folder.path()).unwrap();
+        let wanted: Vec<Wanted> = stems.map(|stem| Wanted::of(&file(stem, ".xml"), &Annotation::default())).to_vec();
+        let (pairs, _) = pair(&tree, &wanted);
+        let names: Vec<String> = pairs.iter().map(|pair| file_name(&tree.pictures[pair.unwrap()])).collect();
+        assert_eq!(names, ["개.jpg", "새.jpg", "caf%E9.jpg", "caf%E8.jpg"]);
+        let said = Wanted::of(&file(b"x", ".xml"), &Annotation { filename: Some("개.jpg".into()), ..Annotation::default() });
+        assert_eq!(pair(&tree, &[said]).0[0], pairs[0], "by the name that the XML has in UTF-8");
+        assert_eq!(by_filename(&tree, "caf%E8.jpg").unwrap().0, pairs[3].unwrap());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
+use crate::data::dataset::walk;
 use crate::data::image::{self, Format, RgbImage};
 use crate::data::jpeg;
 
@@ -23,6 +24,9 @@ pub enum Depth {
 const LARGEST_FILE: u64 = 512 << 20;
 /// TensorFlow refuses 2^29 samples (three a pixel) or more: tensorflow/core/kernels/image/decode_image_op.cc.
 const MOST_PIXELS: u64 = (1 << 29) / 3;
+
+/// libpng, and so TensorFlow, refuses longer sides; other formats' sides are shorter or are stored as PNG.
+const LONGEST_SIDE: usize = 1_000_000;
 
 /// What a picture's bytes say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +74,10 @@ pub fn look(bytes: &[u8], depth: Depth) -> Result<Looked> {
         width as u64 * (height as u64) < MOST_PIXELS,
         "the picture has {width} x {height} pixels, more than TensorFlow decodes; make it smaller"
     );
+    ensure!(
+        width.max(height) <= LONGEST_SIDE,
+        "the picture is {width} x {height}, longer than the {LONGEST_SIDE} pixels of a side that TensorFlow decodes; cut it into pieces"
+    );
     if format == Format::Jpeg {
         check_kind(bytes)?;
     }
@@ -77,6 +85,9 @@ pub fn look(bytes: &[u8], depth: Depth) -> Result<Looked> {
     // What is stored as PNG has to be decoded anyway; better to know now that it can be.
     if depth == Depth::Decode || !stored_as_is(format) {
         image::decode(bytes)?;
+    }
+    if depth == Depth::Decode && format == Format::Png {
+        image::check_png_checksum(bytes)?;
     }
     Ok(Looked {
         format,
@@ -115,16 +126,29 @@ pub fn as_png(bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(png)
 }
 
-/// The format that a file's extension promises, if it promises one that can be read.
-pub fn promised(path: &Path) -> Option<Format> {
-    match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
-        "jpg" | "jpeg" | "jpe" | "jfif" => Some(Format::Jpeg),
-        "png" => Some(Format::Png),
-        "gif" => Some(Format::Gif),
-        "bmp" | "dib" => Some(Format::Bmp),
-        "webp" => Some(Format::WebP),
-        _ => None,
+/// How a format is written in messages.
+pub fn format_name(format: Format) -> &'static str {
+    match format {
+        Format::Jpeg => "JPEG",
+        Format::Png => "PNG",
+        Format::Gif => "GIF",
+        Format::Bmp => "BMP",
+        Format::WebP => "WebP",
     }
+}
+
+/// What a file's extension promises in place of `format`, if it promises a kind of picture.
+pub fn promised_instead(path: &Path, format: Format) -> Option<String> {
+    let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+    let promised = match extension.as_str() {
+        "jpg" | "jpeg" | "jpe" | "jfif" => Format::Jpeg,
+        "png" | "apng" => Format::Png,
+        "gif" => Format::Gif,
+        "bmp" | "dib" => Format::Bmp,
+        "webp" => Format::WebP,
+        other => return walk::PICTURES.contains(&other).then(|| other.to_ascii_uppercase()),
+    };
+    (promised != format).then(|| format_name(promised).to_string())
 }
 
 /// Kinds of JPEG that TensorFlow does not decode.
@@ -323,6 +347,46 @@ mod tests {
         bytes[frame + 1] = 0xc3;
         let said = look(&bytes, Depth::Structure).unwrap_err().to_string();
         assert!(said.contains("SOF3"), "{said}");
+    }
+
+    #[test]
+    fn a_name_that_promises_another_kind_of_picture_is_told() {
+        let promised = |name: &str| promised_instead(Path::new(name), Format::Jpeg);
+        for (name, kind) in [("a.png", "PNG"), ("a.HEIC", "HEIC"), ("a.tif", "TIF"), ("a.dng", "DNG"), ("a.webp", "WebP")] {
+            assert_eq!(promised(name).as_deref(), Some(kind));
+        }
+        for name in ["a.jpg", "a.JPEG", "a.jfif", "a", "a.mp4#t=1", ".png"] {
+            assert_eq!(promised(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_png_that_libpng_refuses_is_refused() {
+        let good = png(40, 30);
+        assert!(look(&good, Depth::Decode).is_ok());
+        // One IDAT chunk: its body ends in the pixels' Adler-32, and the chunk's own CRC is made right again.
+        let at = good.windows(4).position(|w| w == b"IDAT").unwrap();
+        let length = u32::from_be_bytes(good[at - 4..at].try_into().unwrap()) as usize;
+        let with_body = |body: &[u8]| {
+            let mut crc = flate2::Crc::new();
+            crc.update(b"IDAT");
+            crc.update(body);
+            let chunk = [&(body.len() as u32).to_be_bytes(), &b"IDAT"[..], body, &crc.sum().to_be_bytes()].concat();
+            [&good[..at - 4], &chunk, &good[at + 8 + length..]].concat()
+        };
+        let body = &good[at + 4..at + 4 + length];
+        assert_eq!(with_body(body), good);
+        let mut wrong = body.to_vec();
+        *wrong.last_mut().unwrap() ^= 1;
+        for bad in [with_body(&wrong), with_body(&body[..length - 4])] {
+            let said = format!("{:#}", look(&bad, Depth::Decode).unwrap_err());
+            assert!(said.contains("do not end as they should"), "{said}");
+        }
+        let twice = [&good[..at - 4], &good[8..33], &good[at - 4..]].concat();
+        assert!(look(&twice, Depth::Structure).unwrap_err().to_string().contains("second IHDR"));
+        let mut long = good.clone();
+        long[16..24].copy_from_slice(&[0, 0x0f, 0x42, 0x41, 0, 0, 0, 1]);
+        assert!(look(&long, Depth::Structure).unwrap_err().to_string().contains("1000001 x 1"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::data::dataset::check::Picture;
 use crate::data::dataset::finding::{printable, shown};
+use crate::data::dataset::number;
 use crate::data::dataset::summary::plural;
 use crate::formats::voc;
 
@@ -142,7 +143,9 @@ fn parse(bytes: &[u8], name: &str) -> Result<Table> {
             rows.len() - 1
         });
         // A line that gives no size disagrees with none.
-        if size != rows[index].size && size.iter().any(Option::is_some) {
+        let value = |text: &Option<String>| text.as_deref().and_then(number::read).map(|number| number.value);
+        let same = |(a, b): (&Option<String>, &Option<String>)| a == b || value(a).is_some_and(|a| value(b) == Some(a));
+        if !size.iter().zip(&rows[index].size).all(same) && size.iter().any(Option::is_some) {
             let in_words = |size: &[Option<String>; 2]| {
                 let [width, height] = size.each_ref().map(|text| text.as_deref().map_or("nothing".to_string(), printable));
                 format!("{width} x {height}")
@@ -311,7 +314,8 @@ mod tests {
 
     #[test]
     fn lines_that_disagree_about_the_size_are_named() {
-        let text = "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,640,480,c,1,1,2,2\na.jpg,48,480,c,1,1,3,3\n";
+        let text = "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,640,480,c,1,1,2,2\na.jpg,48,480,c,1,1,3,3\n\
+                    b.jpg,640,480,c,1,1,2,2\nb.jpg,640.0,480,c,1,1,3,3\n";
         let table = parse(text.as_bytes(), "t.csv").unwrap();
         assert_eq!(table.pictures[0].objects.len(), 2);
         assert_eq!(table.sizes, [(3, "48 x 480 here and 640 x 480 in line 2".to_string())]);

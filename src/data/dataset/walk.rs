@@ -1,11 +1,13 @@
 //! The files below the input folder: label files, and pictures that are found by any of their names.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use encoding_rs::EUC_KR;
 use unicode_normalization::UnicodeNormalization;
 use walkdir::WalkDir;
 
@@ -14,7 +16,7 @@ use crate::data::image;
 
 /// Extensions that promise a picture, also kinds that cannot be used (labelImg opens more): those are told so when they are
 /// labelled.
-const PICTURES: [&str; 33] = [
+pub(super) const PICTURES: [&str; 33] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "webp", "tif", "tiff", "heic", "heif", "avif", "jp2", "jxl", "ico",
     "cur", "icns", "pbm", "pgm", "ppm", "pnm", "svg", "svgz", "tga", "wbmp", "xbm", "xpm", "pcx", "psd", "exr", "dng",
 ];
@@ -73,7 +75,7 @@ impl Tree {
 
     /// Takes every file. False if a link was met that was not to be followed.
     fn collect(&mut self, follow: bool) -> bool {
-        let visible = |name: &std::ffi::OsStr| !name.as_encoded_bytes().starts_with(b".");
+        let visible = |name: &OsStr| !name.as_encoded_bytes().starts_with(b".");
         let entries = WalkDir::new(&self.root)
             .follow_links(follow)
             .sort_by_file_name()
@@ -133,9 +135,32 @@ impl Tree {
     }
 }
 
-/// A file name as text; a name that is not UTF-8 loses the letters that are not.
+/// A file name as text.
 pub fn file_name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    path.file_name().map(text_of).unwrap_or_default()
+}
+
+/// A path as text, like [`file_name`].
+pub fn path_as_text(path: &Path) -> String {
+    path.to_str().map_or_else(|| text_of(path.as_os_str()), str::to_string)
+}
+
+/// A name as text, two names never as the same. What is not UTF-8 is taken for EUC-KR where it can be that, as Korean archives of other
+/// systems unpack; otherwise bytes that are no text are written as `%B0`.
+fn text_of(name: &OsStr) -> String {
+    if let Some(name) = name.to_str() {
+        return name.to_string();
+    }
+    let bytes = name.as_encoded_bytes();
+    if let Some(name) = EUC_KR.decode_without_bom_handling_and_without_replacement(bytes) {
+        return name.into_owned();
+    }
+    let mut text = String::new();
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|byte| format!("%{byte:02X}")));
+    }
+    text
 }
 
 /// A file name without its extension.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,8 +24,17 @@ pub(super) const AHEAD: u64 = 32 << 20;
 /// Files under temporary names, removed again unless [`Staged::commit`] is reached.
 #[derive(Debug, Default)]
 pub struct Staged {
-    files: Vec<(PathBuf, PathBuf)>,
+    files: Vec<StagedFile>,
     folders: Vec<PathBuf>,
+}
+
+#[derive(Debug)]
+struct StagedFile {
+    temporary: PathBuf,
+    /// As it was asked for.
+    target: PathBuf,
+    /// What is replaced: where `target` is a link, the file that it leads to.
+    real: PathBuf,
 }
 
 impl Staged {
@@ -35,20 +44,32 @@ impl Staged {
     /// If the folder or the file cannot be made, or `target` cannot be replaced.
     pub fn create(&mut self, target: &Path) -> Result<File> {
         ensure!(!target.is_dir(), "`{}`: is a folder, and a file is to be written there", shown(target));
+        let linked = if target.is_symlink() { target.canonicalize().ok() } else { None };
+        let real = linked.unwrap_or_else(|| target.to_path_buf());
+        let folder = real.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
+        self.make_folder(&folder)?;
+        // One file may be asked for by several paths.
+        let real =
+            folder.canonicalize().map_or_else(|_| real.clone(), |folder| folder.join(real.file_name().unwrap_or_default()));
         ensure!(
-            self.files.iter().all(|(_, other)| other != target),
+            self.files.iter().all(|other| other.real != real),
             "`{}`: two outputs have this name; give each its own",
             shown(target)
         );
-        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        self.make_folder(folder)?;
-        remove_leftovers(folder);
-        let name = temporary_name(target, std::process::id());
-        let temporary = folder.join(name);
-        let file = File::create(&temporary).with_context(|| format!("`{}`: cannot be written", shown(target)))?;
+        remove_leftovers(&folder);
+        let temporary = folder.join(temporary_name(&real, std::process::id()));
+        let file = File::create(&temporary).with_context(|| {
+            let open = self.files.len();
+            let hint = if open > 100 {
+                format!(" beside {open} others; ask for fewer shards, or raise `ulimit -n`")
+            } else {
+                String::new()
+            };
+            format!("`{}`: cannot be written{hint}", shown(target))
+        })?;
         // A process elsewhere that shares the folder cannot see that this one lives, but finds the lock.
         let _ = file.try_lock();
-        self.files.push((temporary, target.to_path_buf()));
+        self.files.push(StagedFile { temporary, target: target.to_path_buf(), real });
         Ok(file)
     }
 
@@ -66,37 +87,103 @@ impl Staged {
 
     /// Throws away the temporary files of these targets.
     pub fn discard(&mut self, targets: &[PathBuf]) {
-        self.files.retain(|(temporary, target)| {
-            let discarded = targets.contains(target);
+        self.files.retain(|file| {
+            let discarded = targets.contains(&file.target);
             if discarded {
-                let _ = fs::remove_file(temporary);
+                let _ = fs::remove_file(&file.temporary);
             }
             !discarded
         });
     }
 
-    /// Puts every file in its place.
+    /// Puts every file in its place, or none.
     ///
     /// # Errors
-    /// If one cannot be renamed.
+    /// If one cannot be renamed; the old files are then as they were.
     pub fn commit(mut self) -> Result<()> {
         // Another run's files between these would make one dataset of two splits. Where there are no locks, runs take their chance.
-        let parents = self.files.iter().filter_map(|(temporary, _)| temporary.parent()?.canonicalize().ok());
+        let parents = self.files.iter().filter_map(|file| file.temporary.parent()?.canonicalize().ok());
         let folders: BTreeSet<PathBuf> = parents.collect(); // in one order for all, so that no two wait for each other
         let locked = |folder: &PathBuf| File::open(folder).ok().filter(|file| file.lock().is_ok());
         let _locks: Vec<File> = folders.iter().filter_map(locked).collect();
-        for (temporary, target) in self.files.drain(..) {
-            fs::rename(&temporary, &target).with_context(|| format!("`{}`: cannot be replaced", shown(&target)))?;
+        let mut replaced = Vec::with_capacity(self.files.len());
+        for file in &self.files {
+            match Replaced::by(file) {
+                Ok(old) => replaced.push(old),
+                Err(error) => {
+                    let stuck: Vec<String> = replaced.into_iter().rev().filter_map(|old: Replaced| old.restore().err()).collect();
+                    let state = match stuck.as_slice() {
+                        [] => "; the old dataset is as it was".to_string(),
+                        stuck => format!("; {}: the dataset is mixed now, so make it anew", stuck.join(", ")),
+                    };
+                    return Err(error).with_context(|| format!("`{}`: cannot be replaced{state}", shown(&file.target)));
+                }
+            }
         }
+        replaced.into_iter().for_each(Replaced::forget);
+        self.files.clear();
         self.folders.clear();
         Ok(())
     }
 }
 
+/// A file that was put in its place, and where the one before it is kept.
+struct Replaced {
+    real: PathBuf,
+    /// `None` if there was none.
+    old: Option<PathBuf>,
+}
+
+impl Replaced {
+    fn by(file: &StagedFile) -> std::io::Result<Self> {
+        if file.real.is_dir() {
+            return Err(ErrorKind::IsADirectory.into());
+        }
+        let mut name = file.real.file_name().unwrap_or_default().to_os_string();
+        name.push(".old");
+        let old = file.temporary.with_file_name(temporary_name(Path::new(&name), std::process::id()));
+        let _ = fs::remove_file(&old);
+        // A second name, so that the file is never missing under its own; where there are no links, it is for a moment.
+        let kept = match fs::hard_link(&file.real, &old) {
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(_) => fs::rename(&file.real, &old).map(|()| true)?,
+            Ok(()) => true,
+        };
+        let replaced = Self { real: file.real.clone(), old: kept.then_some(old) };
+        if let Err(error) = fs::rename(&file.temporary, &file.real) {
+            let _ = replaced.restore();
+            return Err(error);
+        }
+        Ok(replaced)
+    }
+
+    /// Puts the old file back. The error says which could not be.
+    fn restore(self) -> Result<(), String> {
+        let done = match &self.old {
+            Some(old) => fs::rename(old, &self.real).and_then(|()| match fs::remove_file(old) {
+                // Renaming one name of a file to another of its names does nothing.
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }),
+            None => match fs::remove_file(&self.real) {
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        };
+        done.map_err(|error| format!("`{}` cannot be put back: {error}", shown(&self.real)))
+    }
+
+    fn forget(self) {
+        if let Some(old) = self.old {
+            let _ = fs::remove_file(old);
+        }
+    }
+}
+
 impl Drop for Staged {
     fn drop(&mut self) {
-        for (temporary, _) in &self.files {
-            let _ = fs::remove_file(temporary);
+        for file in &self.files {
+            let _ = fs::remove_file(&file.temporary);
         }
         for folder in &self.folders {
             // Fails, as it should, for a folder with something in it.
@@ -314,6 +401,41 @@ pub fn small(staged: &mut Staged, path: &Path, fill: impl FnOnce(&mut dyn Write)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_one_file_cannot_be_replaced_none_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| folder.path().join(name));
+        fs::write(&a, "old").unwrap();
+        let mut staged = Staged::default();
+        for path in [&a, &b, &c] {
+            small(&mut staged, path, |out| Ok(out.write_all(b"new")?)).unwrap();
+        }
+        // Meanwhile somebody makes a folder of that name.
+        fs::create_dir_all(c.join("full")).unwrap();
+        let said = format!("{:#}", staged.commit().unwrap_err());
+        assert!(said.contains("cannot be replaced; the old dataset is as it was"), "{said}");
+        assert_eq!(fs::read(&a).unwrap(), b"old");
+        assert!(!b.exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing temporary stays");
+    }
+
+    #[test]
+    fn a_link_is_written_through_and_one_file_is_not_written_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let [real, link] = ["real", "link"].map(|name| folder.path().join(name));
+        fs::write(&real, "old").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let mut staged = Staged::default();
+        small(&mut staged, &link, |out| Ok(out.write_all(b"new")?)).unwrap();
+        for again in [real.clone(), folder.path().join(".").join("real")] {
+            let said = staged.create(&again).unwrap_err().to_string();
+            assert!(said.contains("two outputs"), "{said}");
+        }
+        staged.commit().unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(&real).unwrap(), b"new");
+    }
 
     #[test]
     fn nothing_is_seen_before_the_commit_and_all_after_it() {

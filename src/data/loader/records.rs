@@ -1,8 +1,9 @@
 //! TFRecord files as one list of pictures with their groundtruth, read by number; every error names file, record and picture.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -21,6 +22,8 @@ const OVERHANG: f32 = 0.01;
 pub struct Records {
     files: Vec<(PathBuf, File)>,
     entries: Vec<Entry>,
+    /// Names that were said not to be in the label map.
+    strangers: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +51,7 @@ impl Records {
     /// If a path stands for none, a file cannot be read or is damaged between its records, or there is no record at all.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         ensure!(!paths.is_empty(), "no record file is given; set `input_path` in the config, or run `odh tfgen`");
-        let mut records = Self { files: Vec::new(), entries: Vec::new() };
+        let mut records = Self { files: Vec::new(), entries: Vec::new(), strangers: Mutex::default() };
         for path in paths {
             for path in tfrecord::resolve(path)? {
                 records.add(path)?;
@@ -109,7 +112,27 @@ impl Records {
         let mut image = self.context(index, filename.as_deref(), image)?;
         let checked = check(&mut image, classes);
         self.context(index, Some(&image.filename), checked)?;
+        self.tell_strangers(&image, classes);
         Ok(image)
+    }
+
+    /// Says once of each name that the label map does not know, whose id it has: renamed perhaps, or another project's records.
+    fn tell_strangers(&self, image: &LabeledImage, classes: &Classes) {
+        for (name, id) in image.class_names.iter().zip(&image.classes) {
+            if name.is_empty() || classes.ids.is_empty() || classes.ids.contains_key(name) {
+                continue;
+            }
+            // What a thread that panicked left is whole.
+            let mut told = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+            if told.insert(name.clone()) {
+                let own = classes.ids.iter().find(|(_, own)| *own == id).map_or("no name", |(name, _)| name);
+                let path = self.files.first().map(|(path, _)| path.display().to_string()).unwrap_or_default();
+                tracing::warn!(
+                    "`{path}`: its class `{name}` is not in the label map, where its id {id} has `{own}`: its boxes count as that. If \
+                     it was not renamed, these are records of another label map"
+                );
+            }
+        }
     }
 }
 
