@@ -23,6 +23,13 @@ pub struct RgbImage {
     pub data: Vec<u8>,
 }
 
+impl RgbImage {
+    /// Whether all its pixels are alike.
+    pub fn has_one_colour(&self) -> bool {
+        self.data.chunks_exact(3).all(|pixel| pixel == &self.data[..3])
+    }
+}
+
 /// A picture file's format, as its first bytes say (never its name).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {

@@ -70,6 +70,8 @@ pub struct Difference {
     pub unpaired: usize,
     /// The model's own that other roundings move, and that the file has as one of these ([`Difference::settled`]).
     pub moving: usize,
+    /// The model's own on pictures of one colour that were not compared ([`Difference::undecided`]).
+    pub undecided: usize,
 }
 
 impl Parity {
@@ -149,6 +151,13 @@ impl Difference {
         difference
     }
 
+    /// Of a picture on which nothing can be compared. On one colour, hundreds of a first stage's anchors are equal but for the last bits of
+    /// their scores, and these say which become proposals: in the original graph too, with other processors.
+    pub fn undecided(expected: &Detections) -> Self {
+        let undecided = expected.scores.iter().filter(|&&score| score >= MIN_SCORE).count();
+        Self { undecided, ..Self::default() }
+    }
+
     fn take(&mut self, (bbox, score): (f32, f32)) {
         self.bbox = self.bbox.max(bbox);
         self.score = self.score.max(score);
@@ -163,6 +172,7 @@ impl Difference {
             detections: self.detections + other.detections,
             unpaired: self.unpaired + other.unpaired,
             moving: self.moving + other.moving,
+            undecided: self.undecided + other.undecided,
         }
     }
 
@@ -211,6 +221,17 @@ mod tests {
         assert!((difference.score - 0.025).abs() < 1e-6 && (difference.bbox - 0.0125).abs() < 1e-6, "{difference:?}");
         assert_eq!((difference.detections, difference.unpaired), (3, 0));
         assert!(difference.within(0.03) && !difference.within(0.02));
+    }
+
+    #[test]
+    fn what_is_undecided_is_counted_and_no_drift() {
+        let expected = detections(&[(0, 0.9, 0.1), (0, 0.8, 0.3), (0, 0.01, 0.5)]);
+        let difference = Difference::undecided(&expected).and(Difference::between(&expected, &expected, 1e-4));
+        assert_eq!((difference.undecided, difference.detections), (2, 2));
+        assert!(difference.within(1e-4));
+        let one = crate::data::image::RgbImage { width: 2, height: 1, data: vec![1, 2, 3, 1, 2, 3] };
+        assert!(one.has_one_colour());
+        assert!(!crate::data::image::RgbImage { data: vec![1, 2, 3, 1, 2, 4], ..one }.has_one_colour());
     }
 
     #[test]
