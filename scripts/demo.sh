@@ -37,6 +37,6 @@ cat <<END
 Done; from tfgen to detect it took $((took / 60)) min $((took % 60)) s. To look at:
   demo/detections/           the sample pictures with what was found on them
   demo/process.log           what happened, how long it took, how good it is
-  demo/export_dir/           the detector: frozen_inference_graph.pb and a checkpoint
+  demo/export_dir/           the detector: for TensorFlow, ONNX and PyTorch, and as a checkpoint
   tensorboard --logdir demo  the curves and pictures, where TensorBoard is installed
 END

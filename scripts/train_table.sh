@@ -25,7 +25,7 @@ for model in "${models[@]}"; do
     rm -rf model_zoo train_dir eval_dir export_dir
     mkdir model_zoo
     if compgen -G "../model_zoo/$model*" >/dev/null; then
-        ln -s ../../model_zoo/"$model"* model_zoo/
+        ln -s "$PWD"/../model_zoo/"$model"* model_zoo/
     elif [ -x "$programs/examples/reference_weights" ]; then
         "$programs/examples/reference_weights" "$model" model_zoo >/dev/null 2>&1
     fi

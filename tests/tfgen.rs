@@ -400,6 +400,21 @@ fn pictures_of_kinds_that_labelimg_opens_and_tensorflow_does_not_are_named_as_su
 }
 
 #[test]
+fn a_label_map_of_another_set_is_taken_for_one() {
+    let work = Work::new();
+    work.plain(4, |i| if i == 0 { "cat" } else { "otter" });
+    work.write("label_map.pbtxt", "item { id: 1 name: 'cat' }");
+    let output = work.run(&[]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("3 of 4 objects") && said.contains("another set's label map"), "{said}");
+    let said = String::from_utf8_lossy(&work.run(&["--write_label_map"]).stderr).into_owned();
+    assert!(said.contains("--write_label_map leaves it as it is"), "{said}");
+    work.write("label_map.pbtxt", "item { id: 1 name: 'cat' } item { id: 2 name: 'otter' }");
+    let said = String::from_utf8_lossy(&work.run(&["--write_label_map"]).stderr).into_owned();
+    assert!(!said.contains("label_map.pbtxt"), "{said}");
+}
+
+#[test]
 fn no_label_map_without_a_class_is_written() {
     let work = Work::new();
     for i in 0..3 {

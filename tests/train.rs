@@ -265,6 +265,10 @@ fn an_evaluation_that_was_broken_off_is_made_up_for() {
     let written = fs::metadata(&report).unwrap().modified().unwrap();
     trained(folder.path(), &["-s", "1", "--export", "False"]);
     assert_eq!(fs::metadata(&report).unwrap().modified().unwrap(), written, "once");
+    // Also where the run goes on from there.
+    fs::remove_file(&report).unwrap();
+    trained(folder.path(), &["-s", "2", "-n", "1", "--export", "False"]);
+    assert!(report.exists() && report.with_file_name("eval-2.json").exists());
 }
 
 #[test]

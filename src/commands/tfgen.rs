@@ -182,7 +182,20 @@ pub fn run(args: Args) -> Result<()> {
         args.max_num_classes
     );
     findings.extend(map.notes().into_iter().map(|note| Finding::note(&args.label_file, note)));
-    findings.extend(check::assign_classes(&mut pictures, &map, args.max_num_classes));
+    let objects: usize = pictures.iter().map(|picture| picture.objects.len()).sum();
+    let without_class = check::assign_classes(&mut pictures, &map, args.max_num_classes);
+    if args.write_label_map && !write_map && !without_class.is_empty() {
+        let text = "it is there already, and --write_label_map leaves it as it is; delete it to have it written anew";
+        findings.push(Finding::note(&args.label_file, text));
+    } else if 2 * without_class.len() > objects {
+        let text = format!(
+            "{} of {objects} objects cannot be used by it; if it is another set's label map, correct it, or delete it, and tfgen offers to \
+             write it from the classes found",
+            without_class.len()
+        );
+        findings.push(Finding::note(&args.label_file, text));
+    }
+    findings.extend(without_class);
     findings.extend(check::drop_emptied(&mut pictures));
     let groups = check::same_bytes(&pictures);
     let sides = match (given, hoped) {

@@ -123,6 +123,9 @@ pub fn run(args: Args) -> Result<()> {
 
     let device = device::choose(&args.device)?;
     let [train_dir, eval_dir, export_dir] = ["train_dir", "eval_dir", "export_dir"].map(|folder| Path::new(folder).join(&name));
+    if args.export {
+        crate::export::check_place(&export_dir).context("the export at the end would fail; `--export False` trains without")?;
+    }
     let _lock = Lock::take(&train_dir.join(LOCK), &train_dir)?;
     let resume_from = resume_from(&args, &train_dir)?;
     tracing::info!("Program start [ model : {name}, num steps : {num_steps} ]");
@@ -286,6 +289,9 @@ fn start_from(
     if !named.is_empty() && !named.contains("PATH_TO_BE_CONFIGURED") && Path::new(&format!("{named}.index")).is_file() {
         return Ok(Some(PathBuf::from(named)));
     }
+    // A copy of a zoo model's config names the zoo's weights, whatever the copy is called.
+    let folder = Path::new(named).parent().and_then(Path::file_name);
+    let zoo_model = zoo_model.or_else(|| zoo::MODELS.iter().find(|model| folder == Some(model.folder.as_ref())));
     match zoo_model {
         Some(model) => {
             let options = WeightsOptions::new(&args.model_zoo_dir, args.model_zoo_url.as_deref());

@@ -165,6 +165,8 @@ fn png_size(bytes: &[u8]) -> Result<(usize, usize)> {
 /// those unknown to it whose first letter is large, which says that a picture cannot be shown without them.
 fn png_chunks_to_the_end(bytes: &[u8]) -> Result<()> {
     let mut at = 8;
+    // Whether pixels have come, and something else behind them.
+    let (mut pixels, mut behind) = (false, false);
     loop {
         // Length, type, body, CRC.
         let Some(head) = bytes.get(at..at + 8) else {
@@ -181,6 +183,13 @@ fn png_chunks_to_the_end(bytes: &[u8]) -> Result<()> {
         let kind = &head[4..];
         if kind == b"IHDR" && at > 8 {
             bail!("the png has a second IHDR chunk at byte {at}; the file is damaged, save it anew");
+        }
+        match kind == b"IDAT" {
+            true if behind => {
+                bail!("the png has other chunks between its pixels' (IDAT, at byte {at}); the file is damaged, save it anew")
+            }
+            true => pixels = true,
+            false => behind = pixels,
         }
         let known = matches!(kind, b"IHDR" | b"PLTE" | b"IDAT" | b"IEND");
         if !known && (kind[0].is_ascii_uppercase() || !kind.iter().all(u8::is_ascii_alphabetic)) {

@@ -293,14 +293,22 @@ pub fn label_map(named: Option<&Path>, folder: &Path, config: &pb::TrainEvalPipe
     }
     if configured.is_file() {
         let map = LabelMap::load(configured)?;
-        // What a relative path leads to from here may be anybody's.
+        // What a relative path leads to from here may be anybody's; fewer classes than the model has are a habit of some.
         ensure!(
-            configured.is_absolute() || map.num_classes() == num_classes,
+            configured.is_absolute() || map.num_classes() <= num_classes,
             "`{}`, which the config names as its label map, has {} here and the model has {num_classes}: it is another model's; name the \
              right one with --label_file",
             configured.display(),
             plural(map.num_classes() as usize, "class")
         );
+        if map.num_classes() < num_classes {
+            tracing::warn!(
+                "`{}`, which the config names as its label map, has {} and the model has {num_classes}: if it is another model's, name the \
+                 right one with --label_file",
+                configured.display(),
+                plural(map.num_classes() as usize, "class")
+            );
+        }
         return Ok(map);
     }
     // The zoo's own configs name COCO's file, which no archive brings along.
@@ -442,7 +450,7 @@ mod tests {
         let f = folder(&[&format!("{name}/x"), "mine/x"]);
         let config = |classes: u32| {
             let text = format!(
-                "model {{ ssd {{ num_classes: {classes} }} }} train_input_reader {{ label_map_path: './label_map.pbtxt' }}"
+                "model {{ ssd {{ num_classes: {classes} }} }} train_input_reader {{ label_map_path: './no_such.pbtxt' }}"
             );
             pipeline::parse(&text, "test").unwrap()
         };

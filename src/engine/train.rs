@@ -228,6 +228,9 @@ impl Run<'_> {
                 self.make_up_for_evaluation(checkpoint.as_deref())?;
             }
             Some(mut loader) => {
+                if self.step.is_multiple_of(options.save_every) {
+                    self.make_up_for_evaluation(checkpoint.as_deref())?;
+                }
                 let mut progress = Progress::new(self.step, options.num_steps, options.config.batch_size() as usize);
                 while self.step < options.num_steps {
                     let begun = Instant::now();

@@ -12,3 +12,5 @@ pub mod saved_model;
 pub mod ssd;
 mod target;
 pub mod torchscript;
+
+pub use target::check as check_place;

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -40,7 +40,7 @@ impl Target {
     /// # Errors
     /// If it is a file, or a folder of other things than an export, or another process exports there.
     pub fn new(output_dir: &Path) -> Result<Self> {
-        let (path, parent) = place(output_dir)?;
+        let (path, parent) = made_place(output_dir)?;
         let lock = Lock::take(&parent.join(hidden(&path, "lock")), output_dir)?;
         if lock.is_sure() {
             tidy(&path, &parent);
@@ -59,7 +59,7 @@ impl Target {
     /// # Errors
     /// If other things than an export are there.
     pub fn aim_aside(&mut self, what: &str) -> Result<PathBuf> {
-        self.path = place(&self.path.with_file_name(hidden(&self.path, what)))?.0;
+        self.path = made_place(&self.path.with_file_name(hidden(&self.path, what)))?.0;
         Ok(self.path.clone())
     }
 
@@ -164,7 +164,7 @@ fn delete(folder: &Path) {
     }
 }
 
-/// An export's place, absolute, and the folder that it is in, which is made.
+/// An export's place, absolute, and the folder that it is in.
 fn place(output_dir: &Path) -> Result<(PathBuf, PathBuf)> {
     let shown = output_dir.display();
     let path = std::path::absolute(output_dir).with_context(|| format!("`{shown}` is no folder's name"))?;
@@ -185,7 +185,30 @@ fn place(output_dir: &Path) -> Result<(PathBuf, PathBuf)> {
             checkpoint.display()
         );
     }
+    ensure!(
+        !path.is_symlink(),
+        "`{shown}` is a link to a folder that is not there; make that folder, or name another with --output_dir"
+    );
     let parent = path.parent().with_context(|| format!("`{shown}` cannot be replaced"))?.to_path_buf();
+    let device = |folder: &Path| fs::metadata(folder).map(|meta| meta.dev()).ok();
+    ensure!(
+        !path.exists() || device(&path) == device(&parent),
+        "`{shown}` is where another file system is mounted, and cannot be replaced as a whole; name a folder in it with --output_dir"
+    );
+    Ok((path, parent))
+}
+
+/// Whether an export could go there, as far as that can be said beforehand.
+///
+/// # Errors
+/// If it is a file, or a folder of other things than an export.
+pub fn check(output_dir: &Path) -> Result<()> {
+    place(output_dir).map(|_| ())
+}
+
+/// [`place`], and the folder that it is in is made.
+fn made_place(output_dir: &Path) -> Result<(PathBuf, PathBuf)> {
+    let (path, parent) = place(output_dir)?;
     fs::create_dir_all(&parent).with_context(|| format!("cannot create `{}`", parent.display()))?;
     Ok((path, parent))
 }

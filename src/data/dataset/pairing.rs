@@ -5,6 +5,7 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -63,25 +64,15 @@ impl Way {
 /// How well a picture fits a label file: smaller is better.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Fit {
-    /// What lies beside the label file under its own name comes first, then what does under the very `<filename>`.
-    beside: Beside,
     way: Way,
-    /// A picture of that very name stands for it wherever it is; another extension or case only where there is none.
-    other_name: bool,
     /// Folders to go up and down from one to the other, less what the ends of their paths share.
     distance: isize,
+    /// The names look alike and have other bytes: in another Unicode form, or in another encoding.
+    other_bytes: bool,
     name: Name,
     /// Folders that the end of `<path>` and the picture's path share, and whether `<folder>` names its folder, as negatives;
     /// only asked where several pictures come into question.
     hints: isize,
-}
-
-/// What of a label file's names a picture in its folder has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Beside {
-    Own,
-    Filename,
-    Elsewhere,
 }
 
 /// How near a picture's name is to the one that is looked for.
@@ -285,8 +276,6 @@ fn candidates(tree: &Tree, wanted: &Wanted, ways: &[(Way, &str)]) -> Vec<Candida
         }
         found.append(&mut step);
     }
-    // Each way's candidates are in order; a later way's may lie beside the label file.
-    found.sort_by(|a, b| a.fit.cmp(&b.fit));
     found
 }
 
@@ -295,6 +284,10 @@ fn fit(tree: &Tree, wanted: &Wanted, way: Way, name: &str, picture: usize) -> Fi
     let here = file_name(path);
     let said = wanted.filename.as_deref().unwrap_or_default();
     let (here_composed, name_composed) = (composed(&here), composed(name));
+    // The stems are asked for their bytes where it is the label file's own name that counts.
+    let other_bytes = way == Way::Own
+        && stem(&here_composed) == name_composed
+        && path.file_stem().map(OsStr::as_encoded_bytes) != wanted.labels.file_stem().map(OsStr::as_encoded_bytes);
     let name = if here == name || here == said {
         Name::Same
     } else if here_composed == name_composed || here_composed == composed(said) {
@@ -304,15 +297,7 @@ fn fit(tree: &Tree, wanted: &Wanted, way: Way, name: &str, picture: usize) -> Fi
     } else {
         Name::OtherCase
     };
-    let other_name = name > Name::OtherForm;
-    let distance = distance(&wanted.labels, path);
-    let beside = match way {
-        _ if wanted.labels.parent() != path.parent() => Beside::Elsewhere,
-        Way::Own => Beside::Own,
-        Way::Filename if !other_name => Beside::Filename,
-        _ => Beside::Elsewhere,
-    };
-    Fit { beside, way, other_name, distance, name, hints: 0 }
+    Fit { way, distance: distance(&wanted.labels, path), other_bytes, name, hints: 0 }
 }
 
 /// Folders between two files: those to go up and down, less those that the ends of the two paths share.
@@ -433,17 +418,15 @@ mod tests {
     }
 
     #[test]
-    fn the_very_filename_beside_the_xml_comes_before_its_own_name_elsewhere() {
-        let files = ["set1/frame_17.jpg", "set2/0001.jpg"];
-        let (picture, said) = one(&files, ("set1/0001.xml", Some("frame_17.jpg"), None));
-        assert_eq!((picture.as_deref(), said.as_str()), (Some("set1/frame_17.jpg"), ""));
-        // Another extension is not the very name.
-        let (picture, _) = one(&["set1/frame_17.png", "set2/0001.jpg"], ("set1/0001.xml", Some("frame_17.jpg"), None));
-        assert_eq!(picture.as_deref(), Some("set2/0001.jpg"));
-        let (picture, _) = one(&["photos/x.jpg", "photos/png/x.png"], ("labels/x.xml", Some("x.png"), None));
-        assert_eq!(picture.as_deref(), Some("photos/png/x.png"));
-        let (picture, _) = one(&["labels/x.jpg", "png/x.png"], ("labels/x.xml", Some("x.png"), None));
-        assert_eq!(picture.as_deref(), Some("labels/x.jpg"), "beside the XML under its own name");
+    fn pictures_that_were_converted_pair_within_their_own_part_of_mirrored_trees() {
+        let files = ["images/train/1.jpg", "images/test/1.png"];
+        let (picture, said) = one(&files, ("annotations/train/1.xml", Some("1.png"), None));
+        assert_eq!(picture.as_deref(), Some("images/train/1.jpg"));
+        assert!(said.contains("`1.png`"), "{said}");
+        // A label file that was left over does not take the picture from the one of its name.
+        let (pairs, said) = paired(&["p.jpg"], &[("p_old.xml", Some("p.jpg"), None), ("annotations/p.xml", Some("p.jpg"), None)]);
+        assert_eq!(pairs, [None, Some("p.jpg".to_string())]);
+        assert!(said.contains("p_old.xml"), "{said}");
     }
 
     #[test]
@@ -487,6 +470,15 @@ mod tests {
         let said = Wanted::of(&file(b"x", ".xml"), &Annotation { filename: Some("개.jpg".into()), ..Annotation::default() });
         assert_eq!(pair(&tree, &[said]).0[0], pairs[0], "by the name that the XML has in UTF-8");
         assert_eq!(by_filename(&tree, "caf%E8.jpg").unwrap().0, pairs[3].unwrap());
+        // The same name in UTF-8 beside it: each goes with the label file of its bytes.
+        for (stem, end) in [("개".as_bytes(), ".jpg"), ("개".as_bytes(), ".xml")] {
+            fs::write(file(stem, end), stem).unwrap();
+        }
+        let tree = Tree::walk(folder.path()).unwrap();
+        let both = [stems[0], "개".as_bytes()].map(|stem| Wanted::of(&file(stem, ".xml"), &Annotation::default()));
+        let (pairs, said) = pair(&tree, &both);
+        let found = pairs.iter().map(|pair| tree.pictures[pair.unwrap()].clone()).collect::<Vec<_>>();
+        assert_eq!(found, [file(stems[0], ".jpg"), file("개".as_bytes(), ".jpg")], "{said:?}");
     }
 
     #[test]

@@ -384,6 +384,18 @@ mod tests {
         }
         let twice = [&good[..at - 4], &good[8..33], &good[at - 4..]].concat();
         assert!(look(&twice, Depth::Structure).unwrap_err().to_string().contains("second IHDR"));
+        // The pixels in two chunks, which is right, and with something between them.
+        let chunk = |kind: &[u8], body: &[u8]| {
+            let mut crc = flate2::Crc::new();
+            crc.update(kind);
+            crc.update(body);
+            [&(body.len() as u32).to_be_bytes(), kind, body, &crc.sum().to_be_bytes()].concat()
+        };
+        let [first, second] = [&body[..20], &body[20..]].map(|part| chunk(b"IDAT", part));
+        let (head, tail) = (&good[..at - 4], &good[at + 8 + length..]);
+        assert!(look(&[head, &first, &second, tail].concat(), Depth::Decode).is_ok());
+        let parted = [head, &first, &chunk(b"tEXt", b"a\0b"), &second, tail].concat();
+        assert!(look(&parted, Depth::Structure).unwrap_err().to_string().contains("between its pixels"));
         let mut long = good.clone();
         long[16..24].copy_from_slice(&[0, 0x0f, 0x42, 0x41, 0, 0, 0, 1]);
         assert!(look(&long, Depth::Structure).unwrap_err().to_string().contains("1000001 x 1"));

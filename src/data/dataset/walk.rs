@@ -142,10 +142,15 @@ pub fn file_name(path: &Path) -> String {
 
 /// A path as text, like [`file_name`].
 pub fn path_as_text(path: &Path) -> String {
-    path.to_str().map_or_else(|| text_of(path.as_os_str()), str::to_string)
+    if let Some(text) = path.to_str() {
+        return text.to_string();
+    }
+    // Each part by itself: folders may be in another encoding than what is in them.
+    let parts: Vec<String> = path.iter().map(text_of).collect();
+    parts.join("/").replacen("//", "/", 1)
 }
 
-/// A name as text, two names never as the same. What is not UTF-8 is taken for EUC-KR where it can be that, as Korean archives of other
+/// A name as text. What is not UTF-8 is taken for EUC-KR where it can be that, as Korean archives of other
 /// systems unpack; otherwise bytes that are no text are written as `%B0`.
 fn text_of(name: &OsStr) -> String {
     if let Some(name) = name.to_str() {
@@ -231,6 +236,14 @@ mod tests {
         let tree = Tree::walk(folder.path()).unwrap();
         assert_eq!(tree.named("너구리.JPG").len(), 1);
         assert_eq!(tree.named("너구리").len(), 1);
+    }
+
+    #[test]
+    fn paths_of_two_encodings_are_read_part_by_part() {
+        use std::os::unix::ffi::OsStrExt;
+        let path = |start: &str| Path::new(start).join(OsStr::from_bytes(b"\xb0\xb3.jpg"));
+        assert_eq!(path_as_text(&path("/images/사진")), "/images/사진/개.jpg");
+        assert_eq!(path_as_text(&path("사진")), "사진/개.jpg");
     }
 
     #[test]

@@ -44,7 +44,15 @@ impl Staged {
     /// If the folder or the file cannot be made, or `target` cannot be replaced.
     pub fn create(&mut self, target: &Path) -> Result<File> {
         ensure!(!target.is_dir(), "`{}`: is a folder, and a file is to be written there", shown(target));
-        let linked = if target.is_symlink() { target.canonicalize().ok() } else { None };
+        ensure!(
+            !target.exists() || target.is_file(),
+            "`{}`: is a device or a pipe, and a file is to be put there",
+            shown(target)
+        );
+        // A link that leads nowhere yet says where the file is to be.
+        let folder_of = |path: &Path| path.parent().map(Path::to_path_buf).unwrap_or_default();
+        let linked = target.canonicalize().ok().or_else(|| Some(folder_of(target).join(target.read_link().ok()?)));
+        let linked = linked.filter(|_| target.is_symlink());
         let real = linked.unwrap_or_else(|| target.to_path_buf());
         let folder = real.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
         self.make_folder(&folder)?;
@@ -435,6 +443,12 @@ mod tests {
         staged.commit().unwrap();
         assert!(link.is_symlink());
         assert_eq!(fs::read(&real).unwrap(), b"new");
+        fs::remove_file(&real).unwrap();
+        let mut staged = Staged::default();
+        small(&mut staged, &link, |out| Ok(out.write_all(b"first")?)).unwrap();
+        staged.commit().unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(&real).unwrap(), b"first");
     }
 
     #[test]
