@@ -34,7 +34,7 @@ pub const PIPELINE_CONFIG: &str = "pipeline.config";
 /// The label map.
 pub const LABEL_MAP: &str = "label_map.pbtxt";
 /// What is in the folder, and what the models take and give.
-pub const EXPORT_JSON: &str = "export.json";
+pub use crate::runtime::listing::EXPORT_JSON;
 /// A line for each class id from 1 on.
 pub const LABELS: &str = "labels.txt";
 /// What `labels.txt` has for an id that no class has.

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::detector::Detector;
@@ -13,6 +13,7 @@ use super::parity::Parity;
 use crate::config::label_map::LabelMap;
 use crate::data::resample::Method;
 use crate::data::resizer::{Resizer, Target};
+use crate::formats::hexadecimal::hexadecimal;
 
 /// The facts of a model, whatever it is written as.
 #[derive(Debug, Serialize)]
@@ -55,24 +56,6 @@ struct Entry {
     path: String,
     bytes: u64,
     sha256: String,
-}
-
-/// Whether the export.json beside a file has other bytes of it; false where none speaks of it.
-pub fn was_changed(file: &Path, bytes: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Entry {
-        path: String,
-        sha256: String,
-    }
-    #[derive(Deserialize)]
-    struct Manifest {
-        files: Vec<Entry>,
-    }
-    let read = std::fs::read(file.with_file_name(super::folder::EXPORT_JSON)).ok();
-    let manifest = read.and_then(|json| serde_json::from_slice::<Manifest>(&json).ok());
-    let name = file.file_name().and_then(|name| name.to_str());
-    let entry = manifest.and_then(|manifest| manifest.files.into_iter().find(|entry| Some(entry.path.as_str()) == name));
-    entry.is_some_and(|entry| entry.sha256 != in_hexadecimal(&Sha256::digest(bytes)))
 }
 
 /// export.json.
@@ -162,10 +145,6 @@ impl Facts {
     }
 }
 
-fn in_hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn sha256(path: &Path) -> Result<String> {
     let reading = || format!("cannot read `{}` back", path.display());
     let mut file = File::open(path).with_context(reading)?;
@@ -173,7 +152,7 @@ fn sha256(path: &Path) -> Result<String> {
     let mut block = vec![0; 1 << 20];
     loop {
         match file.read(&mut block).with_context(reading)? {
-            0 => return Ok(in_hexadecimal(&hasher.finalize())),
+            0 => return Ok(hexadecimal(&hasher.finalize())),
             n => hasher.update(&block[..n]),
         }
     }

@@ -4,7 +4,7 @@ pub mod detector;
 pub mod folder;
 pub mod graph_def;
 pub mod layers;
-pub mod manifest;
+mod manifest;
 pub mod onnx;
 pub mod parity;
 pub mod runtimes;

@@ -7,6 +7,7 @@ pub mod bundle_index;
 pub mod bundle_writer;
 pub mod checkpoint_state;
 pub mod events;
+pub mod hexadecimal;
 pub mod lock;
 pub mod sstable;
 pub mod tensor_bundle;

@@ -8,12 +8,12 @@ use prost::Message;
 use prost::bytes::Bytes;
 
 use super::file_kind::INSTEAD;
+use super::listing;
 use super::metadata::Metadata;
 use super::onnxruntime::{self, Session};
 use super::outputs;
 use crate::data::image::RgbImage;
 use crate::detection::boxes::Detections;
-use crate::export::manifest;
 use crate::proto::onnx::tensor_proto::DataType;
 use crate::proto::onnx::tensor_shape_proto::dimension::Value as Side;
 use crate::proto::onnx::{ModelProto, ValueInfoProto, type_proto};
@@ -64,7 +64,7 @@ impl OnnxModel {
         let interface = fs::read(path)
             .map_err(anyhow::Error::from)
             .and_then(|bytes| {
-                if manifest::was_changed(path, &bytes) {
+                if listing::was_changed(path, &bytes) {
                     // By another program perhaps, and then all is well.
                     tracing::warn!("`{shown}` is not as it was exported: export.json beside it has another SHA-256; if nobody changed it, it is damaged");
                 }

@@ -16,6 +16,7 @@ use crate::data::dataset::picture;
 use crate::data::example::LabeledImage;
 use crate::data::image::Format;
 use crate::exit;
+use crate::formats::hexadecimal::hexadecimal;
 use crate::formats::tfrecord::{self, shard_path};
 
 /// Bytes of pictures that are read ahead of the writer, so that memory does not grow with the dataset.
@@ -378,7 +379,7 @@ fn labeled_image(picture: &Picture, format: Format, sha256: [u8; 32]) -> Labeled
         format: format.name().to_string(),
         width: picture.looked.width,
         height: picture.looked.height,
-        sha256: sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
+        sha256: hexadecimal(&sha256),
         boxes: objects
             .iter()
             .map(|object| {
