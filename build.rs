@@ -52,6 +52,7 @@ fn compile_shim(lib: &Path) -> Result<()> {
         .file(folder.join("ops.cpp"))
         .file(folder.join("optimizer.cpp"))
         .file(folder.join("script.cpp"))
+        .file(folder.join("start.cpp"))
         .compile("odh_shim");
     // Without fused multiply-adds: these sums round as TensorFlow's do.
     build().opt_level(3).flag("-ffp-contract=off").flag("-Wno-psabi").file(folder.join("moments.cpp")).compile("odh_moments");

@@ -22,7 +22,7 @@ use odh::engine::optimizer::Optimizer;
 use odh::models::pictures::Pictures;
 use odh::models::{self, StepContext};
 use odh::net::exec::apply_moving_updates;
-use odh::net::shim;
+use odh::net::shim::{self, Preloaded};
 use odh::net::variables::Variables;
 use odh::proto::object_detection::protos as pb;
 use reference::{Golden, set_regenerated_weights};
@@ -32,7 +32,7 @@ use tch::Device;
 const CLASSES: i32 = 5;
 
 fn main() -> Result<()> {
-    shim::restart_tuned()?;
+    shim::restart(Preloaded::take())?;
     let args: Vec<String> = std::env::args().skip(1).collect();
     let usage = "usage: step_bench REFERENCE_FOLDER MODEL BATCH [RUNS] [THREADS]";
     let [folder, model_name, batch, rest @ ..] = args.as_slice() else { anyhow::bail!(usage) };
@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     let folder = Path::new(folder);
 
     shim::init()?;
-    shim::tune_process()?;
+    shim::tune_process();
     tch::set_num_threads(threads);
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("configs/{model_name}.config"));
     let mut config = pipeline::load(&config)?;

@@ -1,6 +1,7 @@
 #!/bin/sh
 # cargo calls rustc through this (.cargo/config.toml), so that a build without libtorch ends at once with a word on what to do, not
-# minutes later inside C++ compiler output. Questions that cargo asks of rustc (-vV, --print) pass through.
+# minutes later inside C++ compiler output, and so that the program, once linked, no longer loads libtorch at every start. Questions that
+# cargo asks of rustc (-vV, --print) pass through.
 case "$*" in
 *"--crate-name ___"* | *-vV* | *--print*) ;;
 *)
@@ -11,4 +12,27 @@ case "$*" in
     fi
     ;;
 esac
-exec "$@"
+
+# The program itself, not its unit tests, and where it is linked, not only checked.
+case " $* " in
+*" --test "*) exec "$@" ;;
+*" --crate-name odh "*" --crate-type bin "*) ;;
+*) exec "$@" ;;
+esac
+"$@" || exit
+folder='' suffix='' linked='' before=''
+for word; do
+    case $before$word in
+    --out-dir*) folder=$word ;;
+    *extra-filename=*) suffix=${word##*extra-filename=} ;;
+    --emit=*link*) linked=yes ;;
+    esac
+    before=''
+    [ "$word" != --out-dir ] || before=$word
+done
+[ -n "$linked" ] || exit 0
+# Where this fails the program is whole, and slower to start.
+patcher=$(mktemp -d) || exit 0
+"$1" --edition 2024 -o "$patcher/lazy_libtorch" "$(dirname "$0")/lazy_libtorch.rs" && "$patcher/lazy_libtorch" "$folder/odh$suffix"
+rm -rf "$patcher"
+exit 0

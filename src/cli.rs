@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches, Parser, Subc
 
 use crate::commands::{detect, eval, export, models, tfgen, train};
 use crate::logging::{self, Level};
-use crate::net::shim;
+use crate::net::shim::{self, Preloaded};
 use crate::{exit, flags, limits};
 
 const EXAMPLE: &str = "\
@@ -51,6 +51,14 @@ enum Commands {
 }
 
 impl Commands {
+    /// Whether it needs libtorch.
+    fn computes(&self) -> bool {
+        match self {
+            Commands::Train(_) | Commands::Eval(_) | Commands::Export(_) | Commands::Detect(_) => true,
+            Commands::Tfgen(_) | Commands::Models(_) => false,
+        }
+    }
+
     fn run(self) -> Result<()> {
         match self {
             Commands::Tfgen(args) => tfgen::run(args),
@@ -65,6 +73,7 @@ impl Commands {
 
 /// Runs the command line `typed` (program name first) and says how it ended.
 pub fn main(typed: Vec<OsString>) -> ExitCode {
+    let preloaded = Preloaded::take();
     limits::raise();
     // A flag given twice: the last one counts, as in the old tool.
     let mut grammar = Cli::command().args_override_self(true).mut_subcommands(|command| command.args_override_self(true));
@@ -80,17 +89,14 @@ pub fn main(typed: Vec<OsString>) -> ExitCode {
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
     };
-    // Long work on libtorch, beside threads that load pictures.
-    let restarted = match cli.command {
-        Commands::Train(_) | Commands::Eval(_) | Commands::Detect(_) => shim::restart_tuned(),
-        _ => Ok(()),
-    };
+    // Before the log is opened, as the program may start again.
+    let ready = if cli.command.computes() { shim::restart(preloaded) } else { Ok(None) };
     logging::init(Path::new("."), cli.log_level);
-    if let Err(e) = restarted {
+    tracing::debug!("{line}");
+    if let Ok(Some(e)) = &ready {
         tracing::warn!("compute threads wait by OpenMP's defaults, which slow the loading of pictures: {e}");
     }
-    tracing::debug!("{line}");
-    match cli.command.run() {
+    match ready.and_then(|_| cli.command.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             let code = exit::code(&e);

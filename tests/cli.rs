@@ -122,6 +122,46 @@ fn a_process_log_that_cannot_be_opened_is_warned_of_once() {
     assert!(run.err().contains("no_such_folder"), "{}", run.err());
 }
 
+/// The libraries that the dynamic linker looked for, as glibc's tells.
+#[cfg(target_os = "linux")]
+fn libraries(args: &[&str]) -> String {
+    let folder = tempdir().unwrap();
+    let output = odh_in(folder.path(), args).env("LD_DEBUG", "libs").output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("find library="), "{told}");
+    told
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn libtorch_is_loaded_by_the_commands_that_compute_and_by_no_other() {
+    for args in
+        [&["--help"][..], &["train", "--help"], &["models"], &["models", "ssd_mobilenet_v1_coco"], &["tfgen"], &["tfgen", "-x"]]
+    {
+        let told = libraries(args);
+        let cause = "was it built by another RUSTC_WRAPPER than scripts/rustc.sh?";
+        assert!(!told.contains("libtorch_cpu.so"), "{args:?}; {cause}\n{told}");
+    }
+    for args in [&["train", "-m", "gone"][..], &["eval"], &["export"], &["detect", "gone.jpg"]] {
+        let told = libraries(args);
+        assert!(told.contains("libtorch_cpu.so") && !told.contains("libtorch is not loaded"), "{args:?}: {told}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_libtorch_that_cannot_be_loaded_is_an_error_that_says_where_it_is_looked_for() {
+    let folder = tempdir().unwrap();
+    fs::write(folder.path().join("libtorch_cpu.so"), "hello").unwrap();
+    let output = odh_in(folder.path(), &["detect", "photo.jpg"]).env("LD_LIBRARY_PATH", folder.path()).output().unwrap();
+    let run = Run { folder, output };
+    assert_eq!(run.code(), 1, "{}", run.err());
+    for part in ["error: libtorch is not loaded", "file too short", "LD_LIBRARY_PATH", "2.11.0"] {
+        assert!(run.err().contains(part), "{}", run.err());
+    }
+    assert!(run.log().unwrap().contains("libtorch is not loaded"));
+}
+
 #[test]
 fn a_reader_that_has_gone_is_no_error() {
     let folder = tempdir().unwrap();

@@ -43,7 +43,7 @@ impl ExportedDetector {
     /// # Errors
     /// As [`TorchScriptModel::open`]'s and [`OnnxModel::open`]'s, or if it is neither.
     pub fn open(path: &Path, options: ExportedOptions) -> Result<Self> {
-        shim::tune_process()?;
+        shim::tune_process();
         let (model, own) = match file_kind::of(path)? {
             Kind::TorchScript => {
                 let model = TorchScriptModel::open(path, options.device)?;

@@ -98,7 +98,7 @@ struct Run<'a> {
 /// # Errors
 /// If data, checkpoints or the disk fail; if a loss is not finite; exit code 130 after Ctrl-C, once all is saved.
 pub fn train(model: &dyn DetectionModel, options: &TrainOptions, begin: impl FnOnce() -> Result<()>) -> Result<Trained> {
-    shim::tune_process()?;
+    shim::tune_process();
     let mut variables = Variables::new(model.variables(), options.seed, options.device)?;
     let mut optimizer = Optimizer::from_config(options.config, &mut variables)?;
     let averages = options.evaluation.as_ref().is_some_and(|evaluation| evaluation.averages);

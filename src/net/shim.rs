@@ -14,11 +14,13 @@ mod crops;
 mod ops;
 mod optimizer;
 mod script;
+mod start;
 
 pub use crops::crop_and_resize;
 pub use ops::{Act, BatchNorm, ConvGeometry, Form, affine_act, batch_norm_train, depthwise_conv2d};
 pub use optimizer::{Rule, Update, l2_loss, optimizer_step, take_grad};
 pub use script::Script;
+pub use start::{Preloaded, restart, tune_process};
 
 /// The libtorch that tch is generated for. Another one links by luck and computes by luck.
 const LIBTORCH_VERSION: &str = "2.11.0";
@@ -28,7 +30,6 @@ unsafe extern "C" {
     fn odh_load_cuda(has_driver: *mut c_int) -> c_int;
     fn odh_cuda_versions(driver: *mut c_int, libtorch: *mut c_int) -> c_int;
     fn odh_libtorch_version(out: *mut c_char, size: usize) -> c_int;
-    fn odh_keep_memory(huge_pages: c_int) -> c_int;
     fn odh_channels_last(x: *const C_tensor, out: *mut *mut C_tensor) -> c_int;
     fn odh_is_channels_last(x: *const C_tensor, out: *mut c_int) -> c_int;
     fn odh_cuda_memory_peak(device: c_int, out: *mut i64) -> c_int;
@@ -91,54 +92,6 @@ pub fn init() -> Result<()> {
 /// What libtorch says, without the C++ frames that it may append.
 pub fn plain(message: &str) -> &str {
     message.split("\nException raised from ").next().unwrap_or_default().trim_end()
-}
-
-/// Readies the process for a long run of steps on the CPU: memory that a step frees stays with the process for the next one.
-pub fn tune_process() -> Result<()> {
-    check(unsafe { odh_keep_memory(huge_pages().into()) }).context("setting up the allocator")
-}
-
-/// Whether malloc asks for huge pages and the kernel gives them.
-fn huge_pages() -> bool {
-    let asked = std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.contains(HUGE_PAGES));
-    let given = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|s| !s.contains("[never]"));
-    asked && given
-}
-
-/// How often OpenMP's waiting threads look for work before they sleep: about half a millisecond. More takes ever more from other threads;
-/// below 5000, two threads begin to share a processor.
-const SPINS: &str = "10000";
-/// glibc's malloc on huge pages (from 2.35 on; others do not know it).
-const HUGE_PAGES: &str = "glibc.malloc.hugetlb=1";
-
-/// Starts the program again, in its own place and with its own arguments, in an environment that suits computing: OpenMP's threads wait for
-/// about half a millisecond before they sleep, and malloc takes huge pages. Nothing happens where the environment already says how threads
-/// wait. To be called before anything else is done; returns only if nothing is to be done, or with why it could not be: then all works,
-/// more slowly.
-///
-/// libgomp's threads spin for many milliseconds between parallel loops, which takes the processors from the threads that load pictures
-/// (a step beside busy threads: three times as long; detection on two processors: up to five times the processor seconds). Threads that sleep at
-/// once are no better: Linux wakes them on the processor of whoever wakes them, and two threads compute on one processor (twice as long on
-/// an idle machine). The wait in between is an environment variable, which libgomp reads when it is loaded, before `main`; so does malloc.
-pub fn restart_tuned() -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::process::CommandExt;
-        if ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().any(|name| std::env::var_os(name).is_some()) {
-            return Ok(());
-        }
-        let mut args = std::env::args_os();
-        let mut again = std::process::Command::new(std::env::current_exe()?);
-        if let Some(name) = args.next() {
-            again.arg0(name);
-        }
-        if std::env::var_os("GLIBC_TUNABLES").is_none() {
-            again.env("GLIBC_TUNABLES", HUGE_PAGES);
-        }
-        Err(again.args(args).env("GOMP_SPINCOUNT", SPINS).exec())
-    }
-    #[cfg(not(unix))]
-    Ok(())
 }
 
 /// The version of the loaded libtorch, such as `2.11.0` (without a `+cu130`), or an empty string where it does not say.

@@ -7,8 +7,6 @@
 #include <ATen/Version.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <dlfcn.h>
-#include <limits.h>
-#include <malloc.h>
 #include <stdint.h>
 
 #include "common.h"
@@ -88,21 +86,6 @@ int odh_libtorch_version(char *out, size_t size) {
       version = config.substr(at, config.find_first_of(", \n", at) - at);
     }
     snprintf(out, size, "%s", version.c_str());
-  });
-}
-
-// Lets malloc keep what it has: a training step frees and takes the same hundreds of megabytes again, and giving them back to the kernel
-// in between costs a page fault per page. With huge pages that is little, and large tensors had better be returned: kept in the heap, a
-// third as much again is lost between them.
-int odh_keep_memory(int huge_pages) {
-  return guarded([&] {
-#ifdef __GLIBC__
-    // glibc takes no higher threshold than 32 MiB.
-    if (huge_pages) mallopt(M_MMAP_THRESHOLD, 32 << 20);
-    else mallopt(M_MMAP_MAX, 0);
-    mallopt(M_TRIM_THRESHOLD, INT_MAX);
-    mallopt(M_TOP_PAD, 64 << 20);
-#endif
   });
 }
 
