@@ -34,7 +34,7 @@ pub fn onnx(model: &FasterRcnn, variables: &ReadVariable, metadata: &[(&str, Str
 
     let first = model.first_graph();
     let wanted = [output(first, "map")?, output(first, "box_encodings")?, output(first, "objectness")?];
-    let raw = write_network(&mut b, first, (input(first)?, prepared.pixels), &wanted, variables)?;
+    let raw = write_network(&mut b, first, (input(first)?, prepared.pixels), None, &wanted, variables)?;
     let map = raw[0]; // [N, C, h, w]
     let regions = b.within("FirstStagePostprocessor", |b| {
         let proposals = propose(b, model.rpn(), &frame, [raw[1], raw[2]]);
@@ -49,10 +49,10 @@ pub fn onnx(model: &FasterRcnn, variables: &ReadVariable, metadata: &[(&str, Str
             let channels = first.channels(wanted[0]);
             let (from, pool) = pooled(graph, side)?;
             let crops = b.within("CropAndResize", |b| crop_and_resize(b, map, channels, &regions, side, pool));
-            write_network(&mut b, graph, (from, crops), &predictions, variables)?
+            write_network(&mut b, graph, (from, crops), Some([side; 2]), &predictions, variables)?
         }
         Regions::PositionSensitive { bins, crop } => {
-            let maps = write_network(&mut b, graph, (input(graph)?, map), &predictions, variables)?;
+            let maps = write_network(&mut b, graph, (input(graph)?, map), None, &predictions, variables)?;
             let shares = b.within("PSRoI", |b| bin_shares(b, maps[0], &regions, bins, crop));
             let k = classifier.num_classes as i64;
             let mut average = |name: &str, maps: Value, depth: i64| {

@@ -8,3 +8,4 @@ mod parts;
 mod pictures;
 pub mod ssd;
 mod suppression;
+mod winograd;

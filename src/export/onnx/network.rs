@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, bail};
 
 use super::builder::{Attribute, Builder, Value};
+use super::winograd::SmallMaps;
 use crate::export::layers::{Layers, ReadVariable};
 use crate::net::graph::{Activation, Graph, NodeId, Op, Padding, Window};
 
@@ -14,6 +15,7 @@ const END: i64 = i64::MAX;
 /// Appends what `wanted` depends on and returns the values of `wanted`, in its order.
 ///
 /// * `given`: the node that all else comes from, the graph's `Op::Input` or one behind it, and its value `[N, C, H, W]`.
+/// * `small`: `[H, W]` of the graph's input, if it is many small maps, as crops are.
 ///
 /// # Errors
 /// If a variable cannot be read or has another size than the network's, or ONNX has no such operation.
@@ -21,16 +23,19 @@ pub fn write_network(
     b: &mut Builder,
     graph: &Graph,
     given: (NodeId, Value),
+    small: Option<[i64; 2]>,
     wanted: &[NodeId],
     variables: &ReadVariable,
 ) -> Result<Vec<Value>> {
     let layers = Layers::new(graph, wanted, variables);
+    let sizes = small.map(|input| graph.sizes(input));
     let mut values = HashMap::from([given]);
     for (i, node) in graph.nodes().iter().enumerate() {
         let id = NodeId(i);
         let joined = layers.sole_reader(id).is_some_and(|reader| layers.taken_in(reader) == Some(id));
         if layers.is_needed(id) && !values.contains_key(&id) && !matches!(node.op, Op::Input) && !joined {
-            let (result, output) = write(b, &layers, id, &values).with_context(|| format!("writing {}", node.name))?;
+            let size = sizes.as_ref().zip(node.inputs.first()).map(|(sizes, before)| sizes[before.0]);
+            let (result, output) = write(b, &layers, id, (&values, size)).with_context(|| format!("writing {}", node.name))?;
             values.insert(result, output);
             values.insert(id, output);
         }
@@ -40,7 +45,14 @@ pub fn write_network(
 }
 
 /// Appends a node; with a layer, the biases behind it as well. Returns whose value it is.
-fn write(b: &mut Builder, layers: &Layers, id: NodeId, values: &HashMap<NodeId, Value>) -> Result<(NodeId, Value)> {
+///
+/// * `size`: of the small maps that it reads.
+fn write(
+    b: &mut Builder,
+    layers: &Layers,
+    id: NodeId,
+    (values, size): (&HashMap<NodeId, Value>, Option<[i64; 2]>),
+) -> Result<(NodeId, Value)> {
     let graph = layers.graph;
     let node = graph.node(id);
     let name = &node.name;
@@ -55,6 +67,12 @@ fn write(b: &mut Builder, layers: &Layers, id: NodeId, values: &HashMap<NodeId, 
         Op::Conv2d { weights, window } | Op::DepthwiseConv2d { weights, window } => {
             let depthwise = matches!(node.op, Op::DepthwiseConv2d { .. });
             let (result, bias) = layers.bias(id)?;
+            let channels = [graph.channels(node.inputs[0]), node.channels];
+            if let Some(small) = size.filter(|_| !depthwise).and_then(|size| SmallMaps::of(window, size, channels)) {
+                let (values, _) = layers.weights(id, *weights)?;
+                let values = b.floats(&graph.variable(*weights).name, &[9, channels[0] * channels[1]], &values);
+                return Ok((result, small.convolution(b, name, [x, values], bias.as_deref())));
+            }
             let (window, dims, values) = match taken_in {
                 Some(before) => layers.joint_convolution(id, before)?,
                 None => layers.convolution(id, *weights).map(|(dims, values)| (*window, dims, values))?,
@@ -187,7 +205,7 @@ mod tests {
         let mut b = Builder::new();
         let input = b.input("x", DataType::Float, &[]);
         let read = |name: &str| Ok(Vec::<f32>::try_from(weights(name, channels).view([-1]))?);
-        write_network(&mut b, &graph, (x, input), &[y], &read).unwrap();
+        write_network(&mut b, &graph, (x, input), None, &[y], &read).unwrap();
         b.finish("test", &[]).graph.unwrap()
     }
 
