@@ -14,9 +14,11 @@ use odh::config::pipeline;
 use odh::data::resizer::Resizer;
 use odh::detection::boxes::Groundtruth;
 use odh::detection::sampler::Shuffle;
+use odh::models::box_classifier::Regioned;
 use odh::models::faster_rcnn::FasterRcnn;
 use odh::models::pictures::Pictures;
 use odh::models::{DetectionModel, Losses, StepContext, from_config};
+use odh::net::exec;
 use odh::net::variables::Variables;
 use odh::proto::object_detection::protos as pb;
 use reference::set_regenerated_weights;
@@ -281,6 +283,35 @@ fn a_miner_looks_at_all_proposals_and_counts_the_worst() {
     let worst: f64 = rows[..5].iter().sum::<f64>() / 12.0;
     let got = loss.classification.double_value(&[]);
     assert!((got - worst).abs() < 1e-4 * worst, "{got} is not {worst}");
+}
+
+/// Upstream's tensors have a fixed number of proposals, which batch norms see, too: the loss of its own code is another without them.
+#[test]
+fn missing_proposals_count_in_the_statistics_of_batch_norms_that_train() {
+    for trains in [false, true] {
+        let model = model(|m| m.feature_extractor.as_mut().unwrap().batch_norm_trainable = Some(trains));
+        let (variables, classifier) = (variables(&model), model.classifier());
+        let channels = classifier.graph.nodes()[0].channels;
+        let map = seeded(3, || Tensor::rand([2, channels, 6, 6], (Kind::Float, Device::Cpu)));
+        let frame = Pictures::whole(&batch().0).frame;
+        let boxes = [vec![[0.0, 0.0, 50.0, 40.0]; 3], vec![[10.0, 20.0, 90.0, 80.0]; 5]];
+        let regions = Regioned::new(boxes.iter().map(Vec::as_slice), &frame);
+        let mut crops = Tensor::new();
+        let classified = classifier
+            .classify(&map, &regions, |input| {
+                crops = input.shallow_clone();
+                Ok(exec::train(&classifier.graph, &variables, input, 0)?.outputs)
+            })
+            .unwrap();
+        assert_eq!(crops.size()[0], if trains { 16 } else { 8 });
+        assert_eq!(classified.class_predictions.size(), [8, 4]);
+        assert_eq!(classified.refined_box_encodings.size(), [8, 3, 4]);
+        // Five of the first picture, three of the second: its first cell all over.
+        for (i, picture) in (8..crops.size()[0]).zip([0, 0, 0, 0, 0, 1, 1, 1]) {
+            let cell = map.narrow(0, picture, 1).narrow(2, 0, 1).narrow(3, 0, 1);
+            assert_eq!(crops.narrow(0, i, 1), cell.expand_as(&crops.narrow(0, i, 1)));
+        }
+    }
 }
 
 #[test]

@@ -59,6 +59,8 @@ pub struct BoxClassifier {
     /// The node that the predictors start from.
     pub features: NodeId,
     pub coder: BoxCoder,
+    /// How many proposals of a picture upstream's tensors hold in training.
+    pub proposals: usize,
     /// Which proposals training looks at, where there is no miner.
     pub sampler: BalancedSampler,
     /// Which of all proposals count in the losses.
@@ -219,12 +221,21 @@ impl BoxClassifier {
             .collect()
     }
 
-    /// Classifies all regions at once, for training.
+    /// Classifies all regions at once, for training. Where a picture has fewer than [`Self::proposals`], boxes without area fill them up where
+    /// batch norms train: they count in no loss, but in the statistics.
     pub fn classify(&self, map: &Tensor, regions: &Regioned, run: impl FnOnce(&Tensor) -> Result<Outputs>) -> Result<Classified> {
         match self.regions {
             Regions::Crops { side } => {
-                let outputs = run(&crop_and_resize(map, &regions.boxes, &regions.pictures(), [side; 2])?)?;
-                self.classified(outputs[BOXES].shallow_clone(), outputs[CLASSES].shallow_clone())
+                let (mut boxes, mut pictures) = (regions.boxes.clone(), regions.pictures());
+                if self.graph.nodes().iter().any(|node| matches!(&node.op, Op::BatchNorm(norm) if norm.train)) {
+                    let missing =
+                        regions.counts.iter().enumerate().map(|(i, &count)| (i as i64, self.proposals.saturating_sub(count)));
+                    pictures.extend(missing.flat_map(|(i, count)| std::iter::repeat_n(i, count)));
+                    boxes.resize(pictures.len(), [0.0; 4]);
+                }
+                let outputs = run(&crop_and_resize(map, &boxes, &pictures, [side; 2])?)?;
+                let real = |name: &str| outputs[name].f_narrow(0, 0, regions.boxes.len() as i64);
+                self.classified(real(BOXES)?, real(CLASSES)?)
             }
             Regions::PositionSensitive { bins, crop } => {
                 let outputs = run(map)?;

@@ -229,6 +229,7 @@ fn classifier(
         features,
         graph: Arc::new(graph),
         coder: CODER,
+        proposals: if config.hard_example_miner.is_some() { most as usize } else { size },
         sampler: BalancedSampler {
             size,
             positive_fraction: fraction("second_stage_balance_fraction", config.second_stage_balance_fraction())?,
