@@ -198,7 +198,7 @@ fn groundtruth(golden: &Golden, name: &str) -> Groundtruth {
     let classes: Vec<usize> = golden.get(&format!("gt/{name}/classes0")).iter().map(|&c| c as usize).collect();
     let n = classes.len();
     let boxes = rows(&golden.f32(&format!("gt/{name}/boxes")));
-    Groundtruth { boxes, classes, difficult: vec![false; n], group_of: vec![false; n] }
+    Groundtruth { boxes, classes, difficult: vec![false; n], crowd: vec![false; n] }
 }
 
 fn variables(golden: &Golden, mine: &[odh::net::graph::Variable], report: &mut Report) {

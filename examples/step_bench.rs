@@ -62,7 +62,7 @@ fn main() -> Result<()> {
     let boxes: Vec<_> = golden.f32("gt/image1/boxes").chunks(4).map(|b| [b[0], b[1], b[2], b[3]]).collect();
     let classes: Vec<usize> = golden.get("gt/image1/classes0").iter().map(|&c| c as usize).collect();
     let n = classes.len();
-    let groundtruth = vec![Groundtruth { boxes, classes, difficult: vec![false; n], group_of: vec![false; n] }; batch];
+    let groundtruth = vec![Groundtruth { boxes, classes, difficult: vec![false; n], crowd: vec![false; n] }; batch];
     let image = decode_accurate(&std::fs::read(folder.join("images/image1.jpg"))?)?;
 
     let (mut seconds, mut processor, mut losses) = (Vec::new(), Vec::new(), Vec::new());

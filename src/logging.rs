@@ -7,7 +7,8 @@ use std::str::FromStr;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use indicatif::MultiProgress;
+use console::Term;
+use indicatif::{MultiProgress, ProgressDrawTarget, TermLike};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata, Subscriber};
 use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
@@ -127,8 +128,68 @@ fn open(folder: &Path) -> Result<RollingFileAppender, InitError> {
 
 /// The bars of this process: add yours here, so that log lines and results do not tear them.
 pub fn progress() -> &'static MultiProgress {
-    static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+    static BARS: LazyLock<MultiProgress> = LazyLock::new(|| {
+        let target = ProgressDrawTarget::stderr();
+        match target.is_hidden() {
+            true => MultiProgress::with_draw_target(target),
+            // As often as indicatif's own.
+            false => MultiProgress::with_draw_target(ProgressDrawTarget::term_like_with_hz(Box::new(Lenient::stderr()), 20)),
+        }
+    });
     &BARS
+}
+
+/// A terminal that may go away: what cannot be written there is dropped. indicatif panics of it, and work that goes on without its terminal
+/// would end.
+#[derive(Debug)]
+struct Lenient(Term);
+
+impl Lenient {
+    fn stderr() -> Self {
+        Self(Term::buffered_stderr())
+    }
+}
+
+impl TermLike for Lenient {
+    fn width(&self) -> u16 {
+        self.0.size().1
+    }
+
+    fn height(&self) -> u16 {
+        self.0.size().0
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        self.0.move_cursor_up(n).or(Ok(()))
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        self.0.move_cursor_down(n).or(Ok(()))
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        self.0.move_cursor_right(n).or(Ok(()))
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        self.0.move_cursor_left(n).or(Ok(()))
+    }
+
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        self.0.write_line(text).or(Ok(()))
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.0.write_str(text).or(Ok(()))
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.0.clear_line().or(Ok(()))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.0.flush().or(Ok(()))
+    }
 }
 
 /// Prints one result line to stdout, bars aside; see [`crate::outln`].

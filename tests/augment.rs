@@ -24,7 +24,7 @@ fn sample(height: usize, width: usize, boxes: &[BBox]) -> Sample {
         boxes: boxes.to_vec(),
         classes: (0..count).collect(),
         difficult: (0..count).map(|i| i % 2 == 1).collect(),
-        group_of: vec![false; count],
+        crowd: vec![false; count],
     };
     Sample::new(RgbImage { width, height, data }, groundtruth)
 }

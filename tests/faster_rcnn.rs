@@ -66,7 +66,7 @@ fn variables(model: &FasterRcnn) -> Variables {
 /// Two pictures of noise with a box each.
 fn batch() -> (Tensor, [Groundtruth; 2]) {
     let images = seeded(5, || Tensor::rand([2, 96, 96, 3], (Kind::Float, Device::Cpu))) * 255.0;
-    let truth = |b, class| Groundtruth { boxes: vec![b], classes: vec![class], difficult: vec![false], group_of: vec![false] };
+    let truth = |b, class| Groundtruth { boxes: vec![b], classes: vec![class], difficult: vec![false], crowd: vec![false] };
     (images, [truth([0.1, 0.1, 0.6, 0.5], 0), truth([0.3, 0.2, 0.9, 0.9], 2)])
 }
 

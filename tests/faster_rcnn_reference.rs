@@ -294,7 +294,7 @@ fn groundtruth(golden: &Golden) -> Groundtruth {
     let classes: Vec<usize> = golden.get("gt/image1/classes0").iter().map(|&c| c as usize).collect();
     let n = classes.len();
     let boxes = rows(&golden.f32("gt/image1/boxes"));
-    Groundtruth { boxes, classes, difficult: vec![false; n], group_of: vec![false; n] }
+    Groundtruth { boxes, classes, difficult: vec![false; n], crowd: vec![false; n] }
 }
 
 #[track_caller]

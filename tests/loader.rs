@@ -35,7 +35,7 @@ fn picture(shade: u8, width: u32) -> LabeledImage {
         difficult: vec![false],
         truncated: vec![false],
         poses: vec![String::new()],
-        group_of: vec![false],
+        crowd: vec![false],
         ..LabeledImage::default()
     }
 }

@@ -54,7 +54,7 @@ fn start(model: &Ssd) -> Variables {
 }
 
 fn one_box() -> Groundtruth {
-    Groundtruth { boxes: vec![[0.2, 0.3, 0.7, 0.8]], classes: vec![1], difficult: vec![false], group_of: vec![false] }
+    Groundtruth { boxes: vec![[0.2, 0.3, 0.7, 0.8]], classes: vec![1], difficult: vec![false], crowd: vec![false] }
 }
 
 /// Every trainable variable gets a finite gradient, and some of it is not zero.
@@ -463,7 +463,7 @@ fn the_bipartite_matcher_trains_one_anchor_a_groundtruth() {
         boxes: vec![[0.2, 0.3, 0.7, 0.8], [0.21, 0.31, 0.71, 0.81]],
         classes: vec![1, 2],
         difficult: vec![false; 2],
-        group_of: vec![false; 2],
+        crowd: vec![false; 2],
     };
     let record = model.loss(&predictions, &[two]).unwrap();
     assert_eq!(record.targets[0].num_matched(), 2);

@@ -142,7 +142,7 @@ fn batch(golden: &Golden) -> Option<(Tensor, Vec<Groundtruth>)> {
         let boxes = golden.f32(&format!("gt/{name}/boxes")).chunks(4).map(|b| [b[0], b[1], b[2], b[3]]).collect::<Vec<_>>();
         let classes: Vec<usize> = golden.get(&format!("gt/{name}/classes0")).iter().map(|&c| c as usize).collect();
         let n = classes.len();
-        groundtruth.push(Groundtruth { boxes, classes, difficult: vec![false; n], group_of: vec![false; n] });
+        groundtruth.push(Groundtruth { boxes, classes, difficult: vec![false; n], crowd: vec![false; n] });
     }
     Some((Tensor::from_slice(&pixels).view([2, 300, 300, 3]), groundtruth))
 }

@@ -29,11 +29,14 @@ unsafe extern "C" {
 /// Of Linux's `fcntl.h` and `ioctls.h`.
 const O_RDWR: c_int = 2;
 const O_NOCTTY: c_int = 0o400;
+const O_CLOEXEC: c_int = 0o2000000;
 const TIOCSCTTY: c_ulong = 0x540e;
 const TIOCSWINSZ: c_ulong = 0x5414;
 /// Of `signal.h`.
+const SIGHUP: c_int = 1;
 const SIGINT: c_int = 2;
 const SIG_DFL: usize = 0;
+const SIG_IGN: usize = 1;
 
 /// odh on a terminal of its own.
 struct Terminal {
@@ -47,8 +50,13 @@ struct Terminal {
 
 impl Terminal {
     fn open(folder: &Path, columns: u16, arguments: &[&str]) -> io::Result<Self> {
+        Self::open_with(folder, columns, arguments, false)
+    }
+
+    /// * `nohup`: whether it is to ignore that its terminal goes away.
+    fn open_with(folder: &Path, columns: u16, arguments: &[&str], nohup: bool) -> io::Result<Self> {
         let done = |result: c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) };
-        let master = unsafe { File::from_raw_fd(done(posix_openpt(O_RDWR | O_NOCTTY))?) };
+        let master = unsafe { File::from_raw_fd(done(posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC))?) };
         let mut name = [0 as c_char; 100];
         unsafe {
             done(grantpt(master.as_raw_fd()))?;
@@ -64,8 +72,9 @@ impl Terminal {
         command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(Stdio::from(slave));
         // Keys become signals only on a process's own terminal.
         unsafe {
-            command.pre_exec(|| {
+            command.pre_exec(move || {
                 setsid();
+                signal(SIGHUP, if nohup { SIG_IGN } else { SIG_DFL });
                 // Where these tests run in a shell's background it is ignored, which a process behind a terminal's prompt does not see.
                 signal(SIGINT, SIG_DFL);
                 if ioctl(0, TIOCSCTTY, 0) < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -105,6 +114,25 @@ impl Terminal {
     fn press(&mut self, keys: &str) -> &mut Self {
         self.keys.write_all(keys.as_bytes()).unwrap();
         self
+    }
+
+    /// Takes the terminal away, and waits for how it ends.
+    fn hang_up(self) -> ExitStatus {
+        let Self { keys, mut child, shown, .. } = self;
+        drop(keys);
+        // The thread that reads the screen has a copy, which it drops with the next bytes that nobody takes.
+        drop(shown);
+        let begun = Instant::now();
+        loop {
+            match child.try_wait().unwrap() {
+                Some(status) => return status,
+                None if begun.elapsed() < PATIENCE => std::thread::sleep(Duration::from_millis(20)),
+                None => {
+                    let _ = child.kill();
+                    panic!("it does not end");
+                }
+            }
+        }
     }
 
     /// How it ended, and all that it showed.
@@ -233,6 +261,23 @@ fn the_live_line_is_one_line_on_narrow_and_wide_terminals() {
     }
 }
 
+/// As where a window is closed: SIGHUP, and what is written to the terminal fails.
+#[test]
+fn a_terminal_that_goes_away_ends_a_training_as_ctrl_c_does_or_not_at_all() {
+    let folder = project();
+    for ignored in [false, true] {
+        let steps = if ignored { "60" } else { "100000" };
+        let arguments = [TRAIN, &["-r", "-e", "False", "-log_level", "DEBUG", "-s", steps]].concat();
+        let mut terminal = Terminal::open_with(folder.path(), 80, &arguments, ignored).unwrap();
+        terminal.wait_for("loss ");
+        let status = terminal.hang_up();
+        assert_eq!(status.code(), Some(if ignored { 0 } else { 130 }), "{status}");
+        let log = fs::read_to_string(folder.path().join("process.log")).unwrap();
+        assert!(!log.contains("panic"), "{log}");
+        assert!(folder.path().join("train_dir/tiny/checkpoint").is_file());
+    }
+}
+
 #[test]
 fn ctrl_c_saves_and_ends_with_130_also_while_it_evaluates() {
     let folder = project();
@@ -241,7 +286,8 @@ fn ctrl_c_saves_and_ends_with_130_also_while_it_evaluates() {
         terminal.wait_for("loss ").wait_for("loss ").press(CTRL_C);
         let (status, text) = terminal.end();
         assert_eq!(status.code(), Some(130), "{text}");
-        assert!(text.contains("the same command goes on from there"), "{text}");
+        // Typed once more, it would begin anew.
+        assert!(text.contains("the same command without --reset goes on from there"), "{text}");
         assert!(folder.path().join("train_dir/tiny/checkpoint").is_file());
     }
 }

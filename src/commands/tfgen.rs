@@ -278,6 +278,11 @@ fn from_xml(tree: &Tree, seen: &mut [bool], findings: &mut Vec<Finding>) -> Resu
     for (path, read) in tree.labels.iter().zip(read) {
         match read {
             Ok(annotation) => {
+                for tag in &annotation.misplaced {
+                    let text =
+                        "is not directly inside <annotation>, or has capitals, and is not read: set it right, or remove it";
+                    findings.push(Finding::object_skipped(path, &format!("<{tag}>"), text));
+                }
                 wanted.push(Wanted::of(path, &annotation));
                 annotations.push(annotation);
             }

@@ -175,6 +175,11 @@ pub fn run(args: Args) -> Result<()> {
         seed: args.seed,
         device,
         num_threads: args.loader_threads,
+        again: match (args.reset, &args.checkpoint) {
+            (true, _) => "the same command without --reset",
+            (_, Some(_)) => "the same command without --checkpoint",
+            _ => "the same command",
+        },
     };
     interrupt::watch();
     tracing::info!("Transfer learning start");

@@ -27,7 +27,7 @@ const CLASS_LABEL: &str = "image/object/class/label";
 const DIFFICULT: &str = "image/object/difficult";
 const TRUNCATED: &str = "image/object/truncated";
 const POSE: &str = "image/object/view";
-const GROUP_OF: &str = "image/object/group_of";
+const CROWD: &str = "image/object/is_crowd";
 
 /// One picture with its labelled boxes. The vectors over boxes all have length `M`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -59,7 +59,7 @@ pub struct LabeledImage {
     /// labelImg's `pose`. `[M]`
     pub poses: Vec<String>,
     /// Boxes around many objects. `[M]`
-    pub group_of: Vec<bool>,
+    pub crowd: Vec<bool>,
 }
 
 impl LabeledImage {
@@ -88,8 +88,8 @@ impl LabeledImage {
             (POSE, texts(&self.poses)),
         ]);
         // The old tool never wrote it, and its default says the same.
-        if self.group_of.contains(&true) {
-            feature.insert(GROUP_OF, flags(&self.group_of));
+        if self.crowd.contains(&true) {
+            feature.insert(CROWD, flags(&self.crowd));
         }
         let feature = feature.into_iter().map(|(key, value)| (key.to_string(), value)).collect();
         Example { features: Some(Features { feature }) }
@@ -161,7 +161,7 @@ impl LabeledImage {
             difficult: features.flags(DIFFICULT, count)?,
             truncated: features.flags(TRUNCATED, count)?,
             poses: features.texts(POSE, count)?,
-            group_of: features.flags(GROUP_OF, count)?,
+            crowd: features.flags(CROWD, count)?,
             filename,
         };
         for (i, (id, name)) in image.classes.iter().zip(&image.class_names).enumerate() {
@@ -198,7 +198,7 @@ impl LabeledImage {
             boxes: self.boxes.clone(),
             classes: self.classes.iter().map(|&id| id as usize - 1).collect(),
             difficult: self.difficult.clone(),
-            group_of: self.group_of.clone(),
+            crowd: self.crowd.clone(),
         }
     }
 }
@@ -319,7 +319,7 @@ mod tests {
             difficult: vec![false, true],
             truncated: vec![true, false],
             poses: vec!["Unspecified".into(), "Left".into()],
-            group_of: vec![false, true],
+            crowd: vec![false, true],
         }
     }
 
@@ -353,7 +353,7 @@ mod tests {
             difficult: vec![],
             truncated: vec![],
             poses: vec![],
-            group_of: vec![],
+            crowd: vec![],
             ..two_boxes()
         };
         assert_eq!(LabeledImage::from_record(image.to_example().encode_to_vec()).unwrap(), image);
@@ -380,7 +380,7 @@ mod tests {
     #[test]
     fn only_the_picture_must_be_there() {
         let image = LabeledImage::from_example(without(&[
-            HEIGHT, WIDTH, FILENAME, SOURCE_ID, SHA256, FORMAT, DIFFICULT, TRUNCATED, POSE, GROUP_OF, CLASS_TEXT,
+            HEIGHT, WIDTH, FILENAME, SOURCE_ID, SHA256, FORMAT, DIFFICULT, TRUNCATED, POSE, CROWD, CLASS_TEXT,
         ]))
         .unwrap();
         assert_eq!((image.width, image.height, image.difficult.as_slice()), (0, 0, [false, false].as_slice()));

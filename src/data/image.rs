@@ -107,7 +107,7 @@ pub fn size(bytes: &[u8]) -> Result<(usize, usize)> {
         }
     };
     if width == 0 || height == 0 {
-        bail!("the {}'s header gives its size as {width} x {height}", format.name());
+        bail!("the {}'s header gives its size as {width} x {height}; the file is damaged, copy it again", format.name());
     }
     Ok((width, height))
 }
@@ -130,14 +130,17 @@ pub fn check_structure(bytes: &[u8]) -> Result<()> {
             let said = bytes.get(2..6).map_or(0, le32);
             // Some writers leave the length 0.
             if said as usize > bytes.len() {
-                bail!("the bmp has {} bytes where its header promises {said}; the file is truncated", bytes.len());
+                bail!("the bmp has {} bytes where its header promises {said}; the file is truncated, copy it again", bytes.len());
             }
             Ok(())
         }
         Format::WebP => {
             let said = bytes.get(4..8).map_or(0, le32) as usize + 8;
             if said > bytes.len() {
-                bail!("the webp has {} bytes where its header promises {said}; the file is truncated", bytes.len());
+                bail!(
+                    "the webp has {} bytes where its header promises {said}; the file is truncated, copy it again",
+                    bytes.len()
+                );
             }
             Ok(())
         }
@@ -156,8 +159,8 @@ fn be32(bytes: &[u8]) -> usize {
 fn png_size(bytes: &[u8]) -> Result<(usize, usize)> {
     match bytes.get(8..24) {
         Some(head) if &head[4..8] == b"IHDR" => Ok((be32(&head[8..12]), be32(&head[12..16]))),
-        Some(_) => bail!("the png does not begin with an IHDR chunk; the file is damaged"),
-        None => bail!("the png ends inside its header; the file is truncated"),
+        Some(_) => bail!("the png does not begin with an IHDR chunk; the file is damaged, copy it again"),
+        None => bail!("the png ends inside its header; the file is truncated, copy it again"),
     }
 }
 
@@ -170,12 +173,12 @@ fn png_chunks_to_the_end(bytes: &[u8]) -> Result<()> {
     loop {
         // Length, type, body, CRC.
         let Some(head) = bytes.get(at..at + 8) else {
-            bail!("the png's {} bytes end without an IEND chunk; the file is truncated", bytes.len());
+            bail!("the png's {} bytes end without an IEND chunk; the file is truncated, copy it again", bytes.len());
         };
         let next = at + 12 + be32(&head[..4]);
         if next > bytes.len() {
             bail!(
-                "the png's {} bytes end inside its {} chunk; the file is truncated",
+                "the png's {} bytes end inside its {} chunk; the file is truncated, copy it again",
                 bytes.len(),
                 String::from_utf8_lossy(&head[4..])
             );
@@ -199,7 +202,7 @@ fn png_chunks_to_the_end(bytes: &[u8]) -> Result<()> {
         if kind == b"IEND" {
             // Of no body the checksum is always the same. What decodes the pixels never comes to it; libpng does, and refuses.
             if bytes[next - 4..next] != [0xAE, 0x42, 0x60, 0x82] {
-                bail!("the checksum of the png's IEND chunk is wrong; the file is damaged");
+                bail!("the checksum of the png's IEND chunk is wrong; the file is damaged, copy it again");
             }
             return Ok(());
         }
@@ -242,7 +245,7 @@ impl Read for PixelChunks<'_> {
 }
 
 fn gif_blocks_to_the_end(bytes: &[u8]) -> Result<()> {
-    let truncated = || anyhow!("the gif's {} bytes end without its trailer; the file is truncated", bytes.len());
+    let truncated = || anyhow!("the gif's {} bytes end without its trailer; the file is truncated, copy it again", bytes.len());
     let byte = |at: usize| bytes.get(at).copied().map(usize::from).ok_or_else(truncated);
     // A colour table of 2^(n+1) entries follows a descriptor whose flags have the top bit set.
     let table = |flags: usize| if flags & 0x80 != 0 { 3 << ((flags & 7) + 1) } else { 0 };
@@ -253,7 +256,7 @@ fn gif_blocks_to_the_end(bytes: &[u8]) -> Result<()> {
             0x21 => at + 2,
             // Descriptor of 10 bytes, table, one byte of code size.
             0x2C => at + 10 + table(byte(at + 9)?) + 1,
-            other => bail!("the gif has a block of unknown kind {other:#04x} at byte {at}; the file is damaged"),
+            other => bail!("the gif has a block of unknown kind {other:#04x} at byte {at}; the file is damaged, copy it again"),
         };
         loop {
             let length = byte(at)?;
@@ -308,7 +311,7 @@ fn decode_with(bytes: &[u8], dct: Dct) -> Result<RgbImage> {
         reader.limits(limits);
         reader.decode().map_err(plainly)
     });
-    let picture = picture.with_context(|| format!("the {} cannot be decoded", format.name()))?;
+    let picture = picture.with_context(|| format!("the {} cannot be decoded, copy it again or save it anew", format.name()))?;
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     Ok(RgbImage { width, height, data: rgb_of(picture) })
 }
@@ -316,7 +319,10 @@ fn decode_with(bytes: &[u8], dct: Dct) -> Result<RgbImage> {
 /// A codec's error without what it says of its cause in its own words, where that is its cause's very words.
 fn plainly(error: ImageError) -> anyhow::Error {
     match std::error::Error::source(&error).map(ToString::to_string) {
-        Some(cause) if error.to_string().contains(&cause) => anyhow!(cause),
+        // The png crate tells of a chunk by the fields of its own type.
+        Some(cause) if error.to_string().contains(&cause) => {
+            anyhow!(cause.split(" while decoding ChunkType").next().unwrap_or_default().to_string())
+        }
         _ => anyhow!(error),
     }
 }

@@ -13,6 +13,8 @@ use anyhow::{Result, anyhow, bail};
 use memchr::memchr;
 use mozjpeg::{ColorSpace, DctMethod, Decompress, Marker};
 
+use super::libjpeg_errors;
+
 /// Which inverse DCT to decode with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dct {
@@ -62,11 +64,11 @@ fn next_marker(bytes: &[u8], at: usize) -> Option<(u8, usize)> {
 
 /// The body of the segment whose length field stands at `at`, and the position after it.
 fn segment(bytes: &[u8], at: usize) -> Result<(&[u8], usize)> {
-    let truncated = || anyhow!("the JPEG ends inside a header segment at byte {at}; the file is truncated");
+    let truncated = || anyhow!("the JPEG ends inside a header segment at byte {at}; the file is truncated, copy it again");
     let length = bytes.get(at..at + 2).ok_or_else(truncated)?;
     let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
     if length < 2 {
-        bail!("the JPEG's segment at byte {at} gives its length as {length}; the file is damaged");
+        bail!("the JPEG's segment at byte {at} gives its length as {length}; the file is damaged, copy it again");
     }
     let body = bytes.get(at + 2..at + length).ok_or_else(truncated)?;
     Ok((body, at + length))
@@ -89,14 +91,17 @@ pub fn header(bytes: &[u8]) -> Result<Header> {
     let mut adobe = false;
     loop {
         let Some((code, after)) = next_marker(bytes, at) else {
-            bail!("the JPEG ends before its frame header; the file is truncated");
+            bail!("the JPEG ends before its frame header; the file is truncated, copy it again");
         };
         if stands_alone(code) {
             at = after;
             continue;
         }
         if code == EOI || code == SOS {
-            bail!("the JPEG has no frame header before its {}", if code == EOI { "end" } else { "scan" });
+            bail!(
+                "the JPEG has no frame header before its {}; the file is damaged, copy it again",
+                if code == EOI { "end" } else { "scan" }
+            );
         }
         let (body, next) = segment(bytes, after)?;
         at = next;
@@ -105,7 +110,7 @@ pub fn header(bytes: &[u8]) -> Result<Header> {
             // 0xC4, 0xC8 and 0xCC in this range are tables and an extension, not frames.
             0xC0..=0xCF if !matches!(code, 0xC4 | 0xC8 | 0xCC) => {
                 let &[precision, h1, h0, w1, w0, components, ..] = body else {
-                    bail!("the JPEG's frame header has only {} bytes; the file is damaged", body.len());
+                    bail!("the JPEG's frame header has only {} bytes; the file is damaged, copy it again", body.len());
                 };
                 return Ok(Header {
                     width: usize::from(u16::from_be_bytes([w1, w0])),
@@ -133,11 +138,11 @@ pub fn check_structure(bytes: &[u8]) -> Result<()> {
     let mut scans = 0;
     loop {
         let Some((code, after)) = next_marker(bytes, at) else {
-            bail!("the JPEG's {} bytes end without an end-of-image marker; the file is truncated", bytes.len());
+            bail!("the JPEG's {} bytes end without an end-of-image marker; the file is truncated, copy it again", bytes.len());
         };
         at = after;
         match code {
-            EOI if scans == 0 => bail!("the JPEG ends without a scan: it holds no picture"),
+            EOI if scans == 0 => bail!("the JPEG ends without a scan: it holds no picture, copy the file again"),
             EOI => return Ok(()),
             code if stands_alone(code) => {}
             code => {
@@ -182,8 +187,9 @@ impl BufRead for Source<'_> {
 /// # Errors
 /// If the header is damaged, the picture is of a kind that cannot be read (12 bits, lossless, arithmetic coding), the
 /// data end before the picture does, or libjpeg gives up. Damage inside the data that libjpeg can skip is not an error,
-/// as in TensorFlow.
+/// as in TensorFlow; [`loss`] tells of it.
 pub fn decode(bytes: &[u8], dct: Dct) -> Result<(usize, usize, Vec<u8>)> {
+    libjpeg_errors::take_loss();
     let header = header(bytes)?;
     if header.precision != 8 {
         bail!("a JPEG with {} bits a sample; only 8 can be read: convert the picture to 8 bits", header.precision);
@@ -199,7 +205,7 @@ pub fn decode(bytes: &[u8], dct: Dct) -> Result<(usize, usize, Vec<u8>)> {
     // picture would have at full size. Below that a damaged header would only cost memory and time.
     if header.width.div_ceil(8) * header.height.div_ceil(8) / 4 > bytes.len() * 8 {
         bail!(
-            "the JPEG's {} bytes cannot hold its {} x {} pixels; the file is truncated or its header damaged",
+            "the JPEG's {} bytes cannot hold its {} x {} pixels; the file is truncated or its header damaged, copy it again",
             bytes.len(),
             header.width,
             header.height
@@ -214,26 +220,32 @@ pub fn decode(bytes: &[u8], dct: Dct) -> Result<(usize, usize, Vec<u8>)> {
             let said = (payload.downcast_ref::<String>().map(String::as_str))
                 .or_else(|| payload.downcast_ref::<&str>().copied())
                 .unwrap_or("no reason given");
-            Err(anyhow!("{}", said.trim_start_matches("libjpeg fatal error: ")).context("the JPEG cannot be decoded"))
+            Err(anyhow!("{said}").context("the JPEG cannot be decoded, copy it again or save it anew"))
         }
     }
+}
+
+/// What libjpeg skipped of the picture that this thread [`decode`]d last, in its words: some of its pixels are grey or others' then.
+pub fn loss() -> Option<String> {
+    libjpeg_errors::take_loss()
 }
 
 fn decode_with_libjpeg(bytes: &[u8], header: &Header, dct: Dct, exhausted: &Cell<bool>) -> Result<(usize, usize, Vec<u8>)> {
     let truncated = |exhausted: &Cell<bool>| {
         if exhausted.get() {
-            bail!("the JPEG's {} bytes end before the picture does; the file is truncated", bytes.len());
+            bail!("the JPEG's {} bytes end before the picture does; the file is truncated, copy it again", bytes.len());
         }
         Ok(())
     };
     let source = Source { bytes, exhausted };
-    let mut decompress = match Decompress::builder().with_markers(&[Marker::APP(14)]).from_reader(source) {
-        Ok(decompress) => decompress,
-        Err(error) => {
-            truncated(exhausted)?;
-            return Err(anyhow!(error).context("the JPEG's headers cannot be read"));
-        }
-    };
+    let mut decompress =
+        match Decompress::builder().with_err(libjpeg_errors::manager()).with_markers(&[Marker::APP(14)]).from_reader(source) {
+            Ok(decompress) => decompress,
+            Err(error) => {
+                truncated(exhausted)?;
+                return Err(anyhow!(error).context("the JPEG's headers cannot be read, copy it again or save it anew"));
+            }
+        };
     decompress.dct_method(match dct {
         Dct::Fast => DctMethod::IntegerFast,
         Dct::Accurate => DctMethod::IntegerSlow,
@@ -244,7 +256,7 @@ fn decode_with_libjpeg(bytes: &[u8], header: &Header, dct: Dct, exhausted: &Cell
     let mut started = decompress.to_colorspace(if inks { ColorSpace::JCS_CMYK } else { ColorSpace::JCS_RGB })?;
     truncated(exhausted)?;
     if (started.width(), started.height()) != (width, height) || (width, height) != (header.width, header.height) {
-        bail!("the JPEG gives its size in two ways; the file is damaged");
+        bail!("the JPEG gives its size in two ways; the file is damaged, copy it again");
     }
     let row = width * if inks { 4 } else { 3 };
     let mut samples = vec![0; row * height];

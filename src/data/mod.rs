@@ -9,6 +9,7 @@ pub mod example;
 pub mod image;
 pub mod inputs;
 pub mod jpeg;
+mod libjpeg_errors;
 pub mod loader;
 pub mod palette;
 pub mod resample;

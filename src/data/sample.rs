@@ -144,7 +144,7 @@ impl Sample {
         retain(&mut truth.boxes, &kept);
         retain(&mut truth.classes, &kept);
         retain(&mut truth.difficult, &kept);
-        retain(&mut truth.group_of, &kept);
+        retain(&mut truth.crowd, &kept);
     }
 
     /// Normalizes the boxes to `window` (given in the present frame) instead of the whole picture.
@@ -240,7 +240,7 @@ mod tests {
     fn sample() -> Sample {
         let data = [0, 1, 2, 10, 11, 12].iter().flat_map(|&v| [v; 3]).collect();
         let groundtruth =
-            Groundtruth { boxes: vec![[0.0, 0.25, 0.5, 1.0]], classes: vec![4], difficult: vec![true], group_of: vec![false] };
+            Groundtruth { boxes: vec![[0.0, 0.25, 0.5, 1.0]], classes: vec![4], difficult: vec![true], crowd: vec![false] };
         Sample::new(RgbImage { width: 3, height: 2, data }, groundtruth)
     }
 

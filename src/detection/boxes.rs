@@ -13,7 +13,7 @@ pub struct Groundtruth {
     /// Boxes that count neither for nor against in PASCAL evaluation. `[M]`.
     pub difficult: Vec<bool>,
     /// Boxes around many objects (COCO's crowds). `[M]`.
-    pub group_of: Vec<bool>,
+    pub crowd: Vec<bool>,
 }
 
 /// What a model found in one picture, best score first.

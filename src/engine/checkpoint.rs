@@ -1,5 +1,6 @@
 //! Variables to and from TensorFlow checkpoints: fine-tuning, saving, resuming.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +54,7 @@ pub struct Restored {
 pub fn fine_tune(prefix: &Path, variables: &mut Variables, what: FineTune) -> Result<Restored> {
     let bundle = BundleReader::open(prefix)?;
     let mut report = Restored::default();
+    let mut looked_for = None;
     for i in 0..variables.specs().len() {
         let name = variables.specs()[i].name.clone();
         let source = match what {
@@ -71,7 +73,10 @@ pub fn fine_tune(prefix: &Path, variables: &mut Variables, what: FineTune) -> Re
             continue;
         };
         match bundle.get(source) {
-            None => report.missing.push(name),
+            None => {
+                looked_for.get_or_insert_with(|| source.to_string());
+                report.missing.push(name);
+            }
             Some(entry) if entry.shape != variables.specs()[i].shape => report.other_shape.push(name),
             Some(_) => {
                 let (_, values) = bundle.read_f32(source)?;
@@ -81,11 +86,24 @@ pub fn fine_tune(prefix: &Path, variables: &mut Variables, what: FineTune) -> Re
         }
     }
     if report.restored.is_empty() {
+        // Read by the other rule, much of it may fit.
+        let names: HashSet<&str> = variables.specs().iter().map(|s| s.name.as_str()).collect();
+        let detection = bundle.entries().iter().any(|e| names.contains(e.name.as_str()));
+        let advice = match what {
+            FineTune::Classification(..) if detection => {
+                "it is a detection checkpoint: set train_config.from_detection_checkpoint: true".to_string()
+            }
+            FineTune::All | FineTune::Scopes(_) if !detection => {
+                "choose the checkpoint of this model, or start from random values with --fine_tune_checkpoint none; if it is one of a \
+                 classification network, set train_config.from_detection_checkpoint: false"
+                    .to_string()
+            }
+            _ => "choose the checkpoint of this model, or start from random values with --fine_tune_checkpoint none".to_string(),
+        };
         let held: Vec<&str> = bundle.entries().iter().take(3).map(|e| e.name.as_str()).collect();
-        let wanted = variables.specs().first().map_or("", |s| &s.name);
+        let wanted = looked_for.as_deref().or(variables.specs().first().map(|s| s.name.as_str())).unwrap_or_default();
         bail!(
-            "{}: not one variable fits this model: the checkpoint holds {}, ..., the model wants {wanted}, ...; choose the checkpoint of \
-             this model, or start from random values with --fine_tune_checkpoint none",
+            "{}: not one variable fits this model: the checkpoint holds {}, ..., the model wants {wanted}, ...; {advice}",
             prefix.display(),
             held.join(", ")
         );

@@ -54,6 +54,8 @@ pub struct TrainOptions<'a> {
     pub device: Device,
     /// Loader threads; 0 for one less than the machine has cores.
     pub num_threads: usize,
+    /// What goes on where a run was stopped, as people are told.
+    pub again: &'a str,
 }
 
 /// What came of it.
@@ -84,8 +86,8 @@ struct Run<'a> {
     variables: Variables,
     optimizer: Optimizer,
     step: u64,
-    /// The step that was saved last.
-    saved: Option<u64>,
+    /// The step that was saved last, or where the run began.
+    saved: u64,
     state: RunState,
     events: EventWriter,
     eval_events: Option<EventWriter>,
@@ -139,7 +141,6 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions, begin: impl FnO
     if options.resume_from.is_some() {
         events.session_start(step as i64 + 1)?;
     }
-    let saved = options.resume_from.is_some().then_some(step);
     let mut run = Run {
         loader,
         first_batch,
@@ -148,7 +149,7 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions, begin: impl FnO
         variables,
         optimizer,
         step,
-        saved,
+        saved: step,
         state,
         events,
         eval_events: None,
@@ -236,7 +237,7 @@ impl Run<'_> {
                     let begun = Instant::now();
                     let batch = match self.first_batch.take() {
                         Some(batch) => batch,
-                        None => loader.next()?,
+                        None => loader.next().or_else(|error| self.save_before(error))?,
                     };
                     waited += batch.waited;
                     progress.waited(batch.waited);
@@ -246,7 +247,7 @@ impl Run<'_> {
                     let mut stop = interrupt::requested();
                     let due = self.step.is_multiple_of(options.save_every) || self.step == options.num_steps;
                     if due || stop {
-                        checkpoint = Some(self.save(&batch)?);
+                        checkpoint = Some(self.save(Some(&batch))?);
                     }
                     if due && !stop && options.evaluation.is_some() {
                         let prefix = checkpoint.clone().context("a checkpoint was just saved")?;
@@ -258,8 +259,8 @@ impl Run<'_> {
                     if stop {
                         progress.finish();
                         return Err(exit::interrupted(format!(
-                            "stopped at step {}; all is saved: the same command goes on from there",
-                            self.step
+                            "stopped at step {}; all is saved: {} goes on from there",
+                            self.step, options.again
                         )));
                     }
                 }
@@ -320,7 +321,7 @@ impl Run<'_> {
         let total = terms.iter().map(|(_, value)| value).sum::<f64>() + regularization;
         let named = terms.iter().copied().chain([("Loss/regularization_loss", regularization)]);
         if let Some((name, value)) = named.into_iter().find(|(_, value)| !value.is_finite()) {
-            let before = match self.saved == Some(self.step) {
+            let before = match self.saved == self.step && self.step > 0 {
                 true => "the latest checkpoint has the same weights, and --checkpoint goes on from an earlier one",
                 false => "the latest checkpoint is from before",
             };
@@ -345,14 +346,27 @@ impl Run<'_> {
         format!("; pictures of the batch: {pictures}. Lower the learning rate or look at these pictures' boxes")
     }
 
-    fn save(&mut self, batch: &Batch) -> Result<PathBuf> {
+    /// What was trained before a record that cannot be used is not lost.
+    fn save_before<T>(&mut self, error: anyhow::Error) -> Result<T> {
+        if self.saved == self.step {
+            return Err(error);
+        }
+        self.save(None).with_context(|| format!("{error:#}"))?;
+        Err(error.context(format!("stopped at step {}; all is saved: {} goes on from there", self.step, self.options.again)))
+    }
+
+    /// * `batch`: the last step's, if it is at hand.
+    fn save(&mut self, batch: Option<&Batch>) -> Result<PathBuf> {
         let folder = &self.options.train_dir;
         let prefix = checkpoint::save(folder, &self.variables, &self.optimizer, self.step, self.state);
         let prefix = prefix.map_err(|error| match error.downcast_ref::<NotFinite>() {
-            Some(what) => anyhow!("step {}: {what}, and nothing is saved{}", self.step, self.blame(batch)),
+            Some(what) => {
+                let blame = batch.map(|batch| self.blame(batch)).unwrap_or_default();
+                anyhow!("step {}: {what}, and nothing is saved{blame}", self.step)
+            }
             None => error.context(format!("saving step {} into {}", self.step, folder.display())),
         })?;
-        self.saved = Some(self.step);
+        self.saved = self.step;
         tracing::info!("Save [ checkpoint : {} ]", prefix.display());
         Ok(prefix)
     }

@@ -29,6 +29,8 @@ pub struct Annotation {
     pub height: Option<String>,
     /// Each `<object>` of the picture, in the file's order.
     pub objects: Vec<Object>,
+    /// Tags that look like labels and stand where none are read, beside or inside an `<object>`.
+    pub misplaced: Vec<String>,
 }
 
 /// One labelled object.
@@ -72,8 +74,9 @@ pub fn parse(bytes: &[u8]) -> Result<Annotation> {
         "this is no labelImg file: its root is <{}> and should be <annotation>; move it out of the input folder",
         root.name
     );
+    let misplaced: Vec<String> = root.children.iter().flat_map(Element::misplaced_labels).map(str::to_string).collect();
     if root.child("object").is_none()
-        && let Some(element) = root.children.iter().find_map(Element::misplaced)
+        && let Some(element) = misplaced.first()
     {
         bail!(
             "there is a <{element}>, but no <object> directly inside <annotation>, where labelImg has the boxes (names of tags are \
@@ -89,6 +92,7 @@ pub fn parse(bytes: &[u8]) -> Result<Annotation> {
         width: of_size("width"),
         height: of_size("height"),
         objects: root.children.iter().filter(|child| child.name == "object").map(object).collect(),
+        misplaced,
     })
 }
 
@@ -143,12 +147,21 @@ impl Element {
         self.child(name).map(|child| child.text.clone()).filter(|text| !text.trim().is_empty())
     }
 
-    /// The name of an element in it, itself included, that looks like labels.
-    fn misplaced(&self) -> Option<&str> {
+    /// The names of the outermost elements in it, itself included, that look like labels.
+    fn misplaced(&self) -> Vec<&str> {
         if ["object", "bndbox"].iter().any(|name| self.name.eq_ignore_ascii_case(name)) {
-            return Some(&self.name);
+            return vec![&self.name];
         }
-        self.children.iter().find_map(Element::misplaced)
+        self.children.iter().flat_map(Element::misplaced).collect()
+    }
+
+    /// Of a child of `<annotation>`: what is in it that looks like labels and is not read. An `<object>` has one box, and its parts have theirs.
+    fn misplaced_labels(&self) -> Vec<&str> {
+        if self.name != "object" {
+            return self.misplaced();
+        }
+        let inside = self.children.iter().filter(|child| !matches!(child.name.as_str(), "bndbox" | "part"));
+        inside.flat_map(Element::misplaced).collect()
     }
 
     /// labelImg writes 0 or 1, other tools a word or nothing.
@@ -288,6 +301,23 @@ mod tests {
         assert_eq!(twice.doubled, ["name", "bndbox"]);
         assert_eq!((twice.name.as_deref(), twice.corners.unwrap().xmin.as_deref()), (Some("a"), Some("1")));
         assert_eq!(object("<name>a</name><bndbox><xmin>1</xmin><xmin>2</xmin></bndbox>").doubled, ["xmin"]);
+    }
+
+    #[test]
+    fn labels_that_stand_where_none_are_read_are_told() {
+        let object = "<object><name>a</name><bndbox><xmin>1</xmin></bndbox></object>";
+        let part = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>";
+        for (beside, told) in [
+            ("", vec![]),
+            ("<Object><name>b</name></Object>", vec!["Object"]),
+            ("<objects><object/><object/></objects>", vec!["object", "object"]),
+            ("<layer><shape><bndbox/></shape></layer><segmented>0</segmented>", vec!["bndbox"]),
+            ("<object><name>b</name><object/><bndbox/></object>", vec!["object"]),
+            (&format!("<object><name>b</name><bndbox/>{part}{part}</object>"), vec![]),
+        ] {
+            let xml = format!("<annotation>{object}{beside}</annotation>");
+            assert_eq!(parse(xml.as_bytes()).unwrap().misplaced, told, "{xml}");
+        }
     }
 
     #[test]

@@ -41,7 +41,7 @@ impl PictureGroundtruth {
             boxes_px: to_pixels(&groundtruth.boxes, height, width),
             classes: groundtruth.classes.iter().map(|&c| c as u32 + 1).collect(),
             difficult: groundtruth.difficult.clone(),
-            crowd: groundtruth.group_of.clone(),
+            crowd: groundtruth.crowd.clone(),
             area_px: None,
         }
     }
@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn normalized_boxes_become_pixels_and_classes_ids() {
         let groundtruth =
-            Groundtruth { boxes: vec![[0.0, 0.25, 0.5, 1.0]], classes: vec![0], difficult: vec![true], group_of: vec![false] };
+            Groundtruth { boxes: vec![[0.0, 0.25, 0.5, 1.0]], classes: vec![0], difficult: vec![true], crowd: vec![false] };
         let picture = PictureGroundtruth::from_normalized(&groundtruth, 100, 200);
         assert_eq!(picture.boxes_px, [[0.0, 50.0, 50.0, 200.0]]);
         assert_eq!(picture.classes, [1]);

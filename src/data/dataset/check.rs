@@ -157,6 +157,13 @@ fn check(labelled: &Labelled, pass: &Pass, buffer: &mut Vec<u8>) -> (Option<Pict
             ),
         ));
     }
+    if let Some(loss) = &looked.loss {
+        let text = format!(
+            "some of the picture is lost, and decodes to grey or to shifted pixels (libjpeg: {loss}); look at it, and copy it again or remove \
+             it with its boxes"
+        );
+        findings.push(Finding::kept(&labelled.picture, text));
+    }
     let before = findings.len();
     let fits = check_size(labelled, &looked, &mut findings);
     for finding in &mut findings[before..] {
@@ -508,7 +515,7 @@ mod tests {
     }
 
     fn looked(width: u32, height: u32, orientation: u8) -> Looked {
-        Looked { format: Format::Jpeg, width, height, orientation, bytes: 1, sha256: [0; 32] }
+        Looked { format: Format::Jpeg, width, height, orientation, bytes: 1, sha256: [0; 32], loss: None }
     }
 
     fn object(class: &str, [xmin, ymin, xmax, ymax]: [&str; 4]) -> voc::Object {

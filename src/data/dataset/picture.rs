@@ -43,6 +43,8 @@ pub struct Looked {
     pub bytes: u64,
     /// Of the file; also tells whether it changed before it was written.
     pub sha256: [u8; 32],
+    /// What the decoder could not make out of a JPEG and guessed, in libjpeg's words; only where it was decoded.
+    pub loss: Option<String>,
 }
 
 /// Reads a whole file into `buffer`, which is kept from file to file.
@@ -83,8 +85,10 @@ pub fn look(bytes: &[u8], depth: Depth) -> Result<Looked> {
     }
     image::check_structure(bytes)?;
     // What is stored as PNG has to be decoded anyway; better to know now that it can be.
+    let mut loss = None;
     if depth == Depth::Decode || !stored_as_is(format) {
         image::decode(bytes)?;
+        loss = (format == Format::Jpeg).then(jpeg::loss).flatten();
     }
     if depth == Depth::Decode && format == Format::Png {
         image::check_png_checksum(bytes)?;
@@ -96,6 +100,7 @@ pub fn look(bytes: &[u8], depth: Depth) -> Result<Looked> {
         orientation: orientation(bytes, format),
         bytes: bytes.len() as u64,
         sha256: sha256(bytes),
+        loss,
     })
 }
 
@@ -399,6 +404,24 @@ mod tests {
         let mut long = good.clone();
         long[16..24].copy_from_slice(&[0, 0x0f, 0x42, 0x41, 0, 0, 0, 1]);
         assert!(look(&long, Depth::Structure).unwrap_err().to_string().contains("1000001 x 1"));
+    }
+
+    #[test]
+    fn pixels_that_libjpeg_guesses_are_told_though_the_file_ends_as_it_should() {
+        let sample = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/images")).unwrap().map(|e| e.unwrap().path());
+        let sample = sample.filter(|path| path.extension().is_some_and(|e| e == "jpg")).min().unwrap();
+        let good = std::fs::read(sample).unwrap();
+        assert_eq!(look(&good, Depth::Decode).unwrap().loss, None);
+        // Cut, and closed again, as some tools do.
+        let closed = [&good[..good.len() / 3], b"\xff\xd9"].concat();
+        let loss = look(&closed, Depth::Decode).unwrap().loss.unwrap();
+        assert!(loss.contains("premature end of data segment"), "{loss}");
+        assert_eq!(look(&closed, Depth::Structure).unwrap().loss, None);
+        // Stray bytes between the scan and the end cost no pixel.
+        let stray = [&good[..good.len() - 2], b"\0\0\0\0\xff\xd9"].concat();
+        assert_eq!(look(&stray, Depth::Decode).unwrap().loss, None);
+        // Nothing of it sticks to the next picture.
+        assert_eq!(look(&good, Depth::Decode).unwrap().loss, None);
     }
 
     #[test]

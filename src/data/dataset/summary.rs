@@ -133,7 +133,7 @@ mod tests {
             labels: "a.xml".into(),
             path: "a.jpg".into(),
             name: "a.jpg".into(),
-            looked: Looked { format: Format::Jpeg, width: 1, height: 1, orientation: 1, bytes: 1, sha256: [0; 32] },
+            looked: Looked { format: Format::Jpeg, width: 1, height: 1, orientation: 1, bytes: 1, sha256: [0; 32], loss: None },
             objects: ids.iter().map(object).collect(),
             skipped: 0,
         }

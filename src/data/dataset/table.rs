@@ -237,7 +237,8 @@ mod tests {
             truncated: false,
             difficult: false,
         });
-        let looked = Looked { format: Format::Jpeg, width: 640, height: 480, orientation: 1, bytes: 1, sha256: [0; 32] };
+        let looked =
+            Looked { format: Format::Jpeg, width: 640, height: 480, orientation: 1, bytes: 1, sha256: [0; 32], loss: None };
         Picture { labels: "a.xml".into(), path: name.into(), name: name.into(), looked, objects: objects.collect(), skipped: 0 }
     }
 

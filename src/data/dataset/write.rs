@@ -392,7 +392,7 @@ fn labeled_image(picture: &Picture, format: Format, sha256: [u8; 32]) -> Labeled
         difficult: objects.iter().map(|object| object.difficult).collect(),
         truncated: objects.iter().map(|object| object.truncated).collect(),
         poses: objects.iter().map(|object| object.pose.clone()).collect(),
-        group_of: vec![false; objects.len()],
+        crowd: vec![false; objects.len()],
     }
 }
 

@@ -7,6 +7,7 @@
 use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::{env, io};
 
@@ -21,6 +22,8 @@ unsafe extern "C" {
 }
 
 const PRELOAD: &str = "LD_PRELOAD";
+/// Set for the process that [`restart`] starts, as the dynamic linker takes LD_PRELOAD away where the file gives its user other rights.
+const RESTARTED: &str = "ODH_RESTARTED";
 /// What is loaded, with all that it depends on. A bare name, which is looked for as a linked library is.
 const LIBRARY: &str = "libtorch_cpu.so";
 /// How often OpenMP's waiting threads look for work before they sleep: about half a millisecond. More takes ever more from other threads;
@@ -36,17 +39,18 @@ pub struct Preloaded(bool);
 impl Preloaded {
     /// Takes libtorch out of LD_PRELOAD again: what this process starts has no use for it. To be called before anything else is done.
     pub fn take() -> Preloaded {
-        let Some((users, true)) = env::var_os(PRELOAD).map(|list| split_off(&list)) else {
-            return Preloaded(false);
-        };
+        let restarted = env::var_os(RESTARTED).is_some();
+        let listed = env::var_os(PRELOAD).map(|list| split_off(&list));
         // Safety: no other thread runs yet.
         unsafe {
-            match users {
-                Some(list) => env::set_var(PRELOAD, list),
-                None => env::remove_var(PRELOAD),
+            env::remove_var(RESTARTED);
+            match listed {
+                Some((Some(users), true)) => env::set_var(PRELOAD, users),
+                Some((None, true)) => env::remove_var(PRELOAD),
+                _ => {}
             }
         }
-        Preloaded(true)
+        Preloaded(restarted)
     }
 }
 
@@ -89,18 +93,20 @@ pub fn restart(preloaded: Preloaded) -> Result<Option<io::Error>> {
         let why = unsafe { CStr::from_ptr(odh_why_no_libtorch()) }.to_string_lossy();
         bail!(
             "libtorch is not loaded: {why}; it is looked for in LD_LIBRARY_PATH, where this program was built, and in the folder `libtorch` beside \
-             it: put libtorch {LIBTORCH_VERSION} there, with all of its `lib` folder"
+             it: put all of libtorch {LIBTORCH_VERSION} there, such as a copy of the folder `.libtorch` that it was built with"
         );
     }
     let tuned = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"].iter().any(|name| env::var_os(name).is_some());
     if loaded && tuned {
         return Ok(None);
     }
-    let again = |mut command: Command| -> io::Error {
+    let again = |program: OsString| -> io::Error {
+        let mut command = Command::new(program);
         let mut args = env::args_os();
         if let Some(name) = args.next() {
             command.arg0(name);
         }
+        command.env(RESTARTED, "1");
         if !loaded {
             command.env(PRELOAD, joined(env::var_os(PRELOAD)));
         }
@@ -112,7 +118,14 @@ pub fn restart(preloaded: Preloaded) -> Result<Option<io::Error>> {
         }
         command.args(args).exec()
     };
-    let failed = env::current_exe().map(Command::new).map_or_else(|e| e, again);
+    // By its path, which a list of processes shows; by the kernel's own link, if the file was replaced or has no name; by its name as typed,
+    // where there is no /proc.
+    let path = env::current_exe().map(PathBuf::into_os_string);
+    let failed = path.map_or_else(|e| e, again);
+    again("/proc/self/exe".into());
+    if let Some(name) = env::args_os().next() {
+        again(name);
+    }
     if !loaded {
         return Err(failed).context("starting again with libtorch");
     }
