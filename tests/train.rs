@@ -5,6 +5,9 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
+use odh::data::example::LabeledImage;
+use odh::formats::tfrecord;
+use prost::Message;
 use tempfile::TempDir;
 
 fn odh() -> Command {
@@ -269,6 +272,38 @@ fn an_evaluation_that_was_broken_off_is_made_up_for() {
     fs::remove_file(&report).unwrap();
     trained(folder.path(), &["-s", "2", "-n", "1", "--export", "False"]);
     assert!(report.exists() && report.with_file_name("eval-2.json").exists());
+}
+
+#[test]
+fn a_record_that_cannot_be_used_does_not_cost_the_steps_before_it() {
+    let folder = project();
+    let path = folder.path().join("dataset/train.record");
+    let file = fs::File::open(&path).unwrap();
+    let spans = tfrecord::index(&path).unwrap();
+    let mut writer = tfrecord::Writer::new(Vec::new());
+    for (i, span) in spans.into_iter().enumerate() {
+        let mut image = LabeledImage::from_record(tfrecord::read_at(&file, span).unwrap()).unwrap();
+        if i == 17 {
+            image.boxes[0][3] = 1.5;
+        }
+        writer.write(&image.to_example().encode_to_vec()).unwrap();
+    }
+    let good = fs::read(&path).unwrap();
+    fs::write(&path, writer.finish().unwrap()).unwrap();
+    let config = fs::read_to_string(folder.path().join("tiny.config")).unwrap();
+    let config = config.replacen("train_input_reader {", "train_input_reader { shuffle: false", 1);
+    fs::write(folder.path().join("tiny.config"), config).unwrap();
+    // Batches of four in the file's order: the fifth has it.
+    let output = train(folder.path(), &["-s", "9", "-e", "False", "--export", "False"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in ["stopped at step 4; all is saved", "record 17", "1.5"] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(steps(folder.path()), [4]);
+    fs::write(&path, good).unwrap();
+    trained(folder.path(), &["-s", "9", "-e", "False", "--export", "False"]);
+    assert_eq!(steps(folder.path()), [4, 9]);
 }
 
 #[test]

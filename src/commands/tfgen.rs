@@ -57,7 +57,7 @@ pub struct Args {
     #[arg(long = "write_label_map", value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true)]
     #[arg(default_value = "false", default_missing_value = "true", value_parser = crate::flags::boolean)]
     write_label_map: bool,
-    /// Take boxes and split from the two CSV files instead of the XML
+    /// Take boxes and split from the two CSV files instead of the XML; `name,width,height,,,,,` is a picture without boxes
     #[arg(short = 'c', long = "custom_csv", value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true)]
     #[arg(default_value = "false", default_missing_value = "true", value_parser = crate::flags::boolean)]
     custom_csv: bool,

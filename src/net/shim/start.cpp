@@ -17,7 +17,8 @@ int odh_has_libtorch() { return &at::show_config != nullptr; }
 
 // Why libtorch is not found, or cannot be loaded, in the dynamic linker's words.
 const char *odh_why_no_libtorch() {
-  if (dlopen("libtorch_cpu.so", RTLD_NOW)) return "the libtorch_cpu.so that is found is another version's";
+  if (dlopen("libtorch_cpu.so", RTLD_NOW))
+    return "the libtorch_cpu.so that is found is another version's, or may not be preloaded, as where this file runs with rights of its own (setuid)";
   const char *why = dlerror();
   return why ? why : "unknown dlopen error";
 }
