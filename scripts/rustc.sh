@@ -31,8 +31,8 @@ for word; do
     [ "$word" != --out-dir ] || before=$word
 done
 [ -n "$linked" ] || exit 0
-# Where this fails the program is whole, and slower to start.
-patcher=$(mktemp -d) || exit 0
+# Where this fails the program is whole, and slower to start. Not in /tmp, where programs may be forbidden to run.
+patcher=$(mktemp -d "$folder/lazy_libtorch.XXXXXX") || exit 0
 "$1" --edition 2024 -o "$patcher/lazy_libtorch" "$(dirname "$0")/lazy_libtorch.rs" && "$patcher/lazy_libtorch" "$folder/odh$suffix"
 rm -rf "$patcher"
 exit 0
