@@ -1,6 +1,6 @@
 //! Lets a linked program start without libtorch: `lazy_libtorch PROGRAM` changes the file in place.
 //!
-//! Loading libtorch takes a third of a second, which `--help` and `tfgen` have no use for. So the program no longer asks for it (its
+//! Loading libtorch takes a quarter to half a second, which `--help` and `tfgen` have no use for. So the program no longer asks for it (its
 //! DT_NEEDED entries go), and what it refers to there becomes weak: null where libtorch is not loaded. Where it is (by LD_PRELOAD: the program
 //! starts itself again, `src/net/shim/start.rs`), the dynamic linker fills in every address before `main`, as ever. Nothing else is changed,
 //! and the file keeps its size.

@@ -89,16 +89,15 @@ pub fn fine_tune(prefix: &Path, variables: &mut Variables, what: FineTune) -> Re
         // Read by the other rule, much of it may fit.
         let names: HashSet<&str> = variables.specs().iter().map(|s| s.name.as_str()).collect();
         let detection = bundle.entries().iter().any(|e| names.contains(e.name.as_str()));
+        let choose = "choose the checkpoint of this model, or start from random values with --fine_tune_checkpoint none";
         let advice = match what {
             FineTune::Classification(..) if detection => {
                 "it is a detection checkpoint: set train_config.from_detection_checkpoint: true".to_string()
             }
             FineTune::All | FineTune::Scopes(_) if !detection => {
-                "choose the checkpoint of this model, or start from random values with --fine_tune_checkpoint none; if it is one of a \
-                 classification network, set train_config.from_detection_checkpoint: false"
-                    .to_string()
+                format!("{choose}; if it is one of a classification network, set train_config.from_detection_checkpoint: false")
             }
-            _ => "choose the checkpoint of this model, or start from random values with --fine_tune_checkpoint none".to_string(),
+            _ => choose.to_string(),
         };
         let held: Vec<&str> = bundle.entries().iter().take(3).map(|e| e.name.as_str()).collect();
         let wanted = looked_for.as_deref().or(variables.specs().first().map(|s| s.name.as_str())).unwrap_or_default();

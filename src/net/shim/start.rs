@@ -1,6 +1,6 @@
 //! How the process begins: with libtorch and in an environment that suits computing, or without both.
 //!
-//! Loading libtorch takes a third of a second, so the program is not linked to it (`scripts/lazy_libtorch.rs`) and loads it only for the
+//! Loading libtorch takes a quarter to half a second, so the program is not linked to it (`scripts/lazy_libtorch.rs`) and loads it only for the
 //! commands that compute: [`restart`] starts it again, with libtorch in LD_PRELOAD. Only the dynamic linker can fill in the
 //! addresses that the program refers to, before `main`. A program that is linked to libtorch, as the tests are, works as well.
 
