@@ -85,8 +85,11 @@ pub fn main(typed: Vec<OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(e) => {
             // Help and version are results, all else an error; a reader that has gone is neither.
-            let _ = e.print();
-            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+            return match e.print() {
+                _ if e.use_stderr() => ExitCode::from(2),
+                Err(fault) if !logging::reader_has_gone(&fault) => ExitCode::FAILURE,
+                _ => ExitCode::SUCCESS,
+            };
         }
     };
     // Before the log is opened, as the program may start again.
@@ -96,7 +99,7 @@ pub fn main(typed: Vec<OsString>) -> ExitCode {
     if let Ok(Some(e)) = &ready {
         tracing::warn!("compute threads wait by OpenMP's defaults, which slow the loading of pictures: {e}");
     }
-    match ready.and_then(|_| cli.command.run()) {
+    match ready.and_then(|_| cli.command.run()).and_then(|()| logging::printed()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             let code = exit::code(&e);
@@ -183,12 +186,18 @@ enum Takes {
 struct Known {
     longs: HashMap<String, Takes>,
     shorts: HashMap<char, Takes>,
+    /// Whether words that are no flags mean something.
+    positionals: bool,
 }
 
 impl Known {
     fn of<'a>(args: impl Iterator<Item = &'a Arg>) -> Known {
         let mut known = Known::default();
-        for arg in args.filter(|arg| !arg.is_positional()) {
+        for arg in args {
+            if arg.is_positional() {
+                known.positionals = true;
+                continue;
+            }
             let takes = match arg.get_action() {
                 ArgAction::Set | ArgAction::Append if arg.is_require_equals_set() => Takes::Boolean,
                 ArgAction::Set | ArgAction::Append => Takes::Value,
@@ -253,6 +262,8 @@ fn as_meant(typed: Vec<OsString>, grammar: &Command) -> Vec<OsString> {
                 None => meant.push(flag.name.into()),
             },
             (Some(Takes::Nothing), value) => {
+                // `models --json 1` asks for the first model.
+                let next = next.filter(|next| !(known.positionals && is_number(next)));
                 let given = value.as_deref().or(next).map(flags::boolean);
                 match (given, value) {
                     (Some(Ok(on)), _) => {

@@ -7,7 +7,7 @@
 //! commands   one file per subcommand
 //! engine     the training loop, evaluation, checkpoints      export   files that other programs run
 //! runtime    exported files, run without the model's definition
-//! models     SSD (later Faster R-CNN): predict, loss, postprocess
+//! models     SSD, Faster R-CNN, R-FCN: predict, loss, postprocess
 //! backbones  networks as data    data  examples, pictures, loader    metrics    config
 //! net        the graph and its executor                     detection  box maths
 //! formats    files that know no detection: records, checkpoints, events, VOC XML

@@ -4,11 +4,13 @@ use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, OnceLock};
+use std::time::Duration;
 
 use console::Term;
 use indicatif::{MultiProgress, ProgressDrawTarget, TermLike};
+use nix::errno::Errno;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata, Subscriber};
 use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
@@ -90,15 +92,15 @@ impl FromStr for Level {
         }
         match word.parse::<u8>() {
             Ok(number @ 1..=50) => Ok(Level(number)),
-            _ => Err("it must be DEBUG, INFO, WARNING, ERROR, CRITICAL or a number from 10 to 50".to_string()),
+            _ => Err("it must be DEBUG, INFO, WARNING, ERROR, CRITICAL or a number from 1 to 50".to_string()),
         }
     }
 }
 
 /// Starts the record: from here on tracing's events go to `folder`/process.log and, from WARNING up, to stderr.
 ///
-/// `level` is what the user asked for: events below it are dropped, and if it is DEBUG the terminal gets all of them too. INFO
-/// is what process.log gets when nothing was asked for. A process.log that cannot be opened is warned of once, and the
+/// `level` is what the user asked to have recorded: process.log gets no event below it, and if it is DEBUG the terminal gets all of them too.
+/// INFO is what process.log gets when nothing was asked for. A process.log that cannot be opened is warned of once, and the
 /// program goes on without. Calling it a second time changes nothing.
 pub fn init(folder: &Path, level: Option<Level>) {
     let file = match open(folder) {
@@ -113,7 +115,8 @@ pub fn init(folder: &Path, level: Option<Level>) {
     let record = Record {
         file,
         threshold: asked,
-        terminal: if asked <= Level::DEBUG { asked } else { asked.max(Level::WARNING) },
+        // What went wrong is said whatever is recorded: a summary that counts it would count what nobody saw.
+        terminal: if asked <= Level::DEBUG { asked } else { Level::WARNING },
         failed: AtomicBool::new(false),
     };
     if tracing_subscriber::registry().with(record).try_init().is_ok() {
@@ -192,14 +195,38 @@ impl TermLike for Lenient {
     }
 }
 
+/// Whether what was written to is a pipe or a terminal that nobody holds any more.
+pub fn reader_has_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(Errno::EIO as i32)
+}
+
+/// Why a line of the results could not be printed, the first time that it happened.
+static UNPRINTED: OnceLock<io::Error> = OnceLock::new();
+
+/// Whether all lines of the results could be printed.
+///
+/// # Errors
+/// If one could not, for another reason than that nobody reads on.
+pub fn printed() -> anyhow::Result<()> {
+    match UNPRINTED.get() {
+        None => Ok(()),
+        Some(e) => Err(anyhow::anyhow!("the results could not be printed: {e}")),
+    }
+}
+
 /// Prints one result line to stdout, bars aside; see [`crate::outln`].
 ///
-/// A reader that has gone (`odh ... | head`) is no error: the work goes on and what follows is dropped.
+/// A reader that has gone (`odh ... | head`) is no error: the work goes on and what follows is dropped. So does it where the lines cannot be
+/// written, to a full disk for one, but then [`printed`] says so at the end.
 pub fn print_line(line: fmt::Arguments<'_>) {
     let text = format!("{line}\n");
     let write = || {
         let mut out = io::stdout().lock();
-        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        if let Err(e) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
+            && !reader_has_gone(&e)
+        {
+            let _ = UNPRINTED.set(e);
+        }
     };
     if io::stdout().is_terminal() {
         progress().suspend(write);
@@ -260,7 +287,7 @@ impl Record {
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Record {
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
         // CRITICAL is told by a field, which is not known yet here.
-        *metadata.level() == tracing::Level::ERROR || Level::of(*metadata.level()) >= self.threshold
+        *metadata.level() == tracing::Level::ERROR || Level::of(*metadata.level()) >= self.threshold.min(self.terminal)
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
@@ -268,10 +295,9 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Record {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let level = if fields.critical { Level::CRITICAL } else { Level::of(*metadata.level()) };
-        if level < self.threshold {
-            return;
+        if level >= self.threshold {
+            self.write(&line(level, metadata.file(), metadata.line(), &fields.text));
         }
-        self.write(&line(level, metadata.file(), metadata.line(), &fields.text));
         if level >= self.terminal && metadata.target() != FILE_ONLY {
             say(&format!("{}: {}", level.name().to_lowercase(), fields.text));
         }
@@ -320,6 +346,12 @@ fn line(level: Level, file: Option<&str>, number: Option<u32>, message: &str) ->
     format!("[{}|{name}:{}] {now} > {message}\n", level.name(), number.unwrap_or(0))
 }
 
+/// How long something took, as the old tool wrote it: `0 Hour 1 Minute 2 Second`.
+pub fn old_clock(time: Duration) -> String {
+    let s = time.as_secs();
+    format!("{} Hour {} Minute {} Second", s / 3600, s / 60 % 60, s % 60)
+}
+
 /// A panic is a bug of ours: the record names it. A closed stdout that some `println!` trips over is none, and ends quietly.
 fn record_panics() {
     let before = std::panic::take_hook();
@@ -337,6 +369,11 @@ fn record_panics() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_written_as_the_old_tool_did() {
+        assert_eq!(old_clock(Duration::from_secs(62)), "0 Hour 1 Minute 2 Second");
+    }
 
     fn recording(threshold: Level, folder: &Path) -> Record {
         Record { file: Some(open(folder).unwrap()), threshold, terminal: Level(255), failed: AtomicBool::new(false) }

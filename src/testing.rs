@@ -1,4 +1,4 @@
-//! What the unit tests share: finding the reference data, and saying so when it is not there.
+//! What all tests share: finding the reference data, and saying so when it is not there.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -21,7 +21,11 @@ pub fn shared(name: &str) -> Option<PathBuf> {
         "{test}: needs {}, which is not there",
         path.display()
     );
-    // Not eprintln!, which the test harness keeps to itself when the test passes.
-    let _ = writeln!(std::io::stderr(), "skipped: {test}: {} is not there", path.display());
+    say(&format!("skipped: {test}: {} is not there", path.display()));
     None
+}
+
+/// One line on stderr that is seen though the test passes, when the harness keeps eprintln!'s to itself.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

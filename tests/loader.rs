@@ -186,7 +186,6 @@ fn one_pass_gives_each_picture_once_with_its_size_and_the_first_sources() {
     let path = folder.path().join("validate.record");
     let batches = |limit, batch_size| -> Vec<Batch> {
         let pass = OnePass::new(LoaderOptions { keep_sources: 2, ..options(&path, batch_size) }, limit).unwrap();
-        assert_eq!(pass.pictures(), 5);
         pass.map(|batch| batch.unwrap()).collect()
     };
     let all = batches(None, 2);

@@ -17,15 +17,7 @@ const BACKBONES: [(&str, FasterRcnnBackbone); 6] = [
 ];
 
 /// The names.
-pub const TYPES: &[&str] = &{
-    let mut names = [""; BACKBONES.len()];
-    let mut i = 0;
-    while i < names.len() {
-        names[i] = BACKBONES[i].0;
-        i += 1;
-    }
-    names
-};
+pub const TYPES: &[&str] = &super::names(&BACKBONES);
 
 /// Where the variables of the first stage are; what is restored from a checkpoint by default, with the second's.
 pub const FIRST_STAGE_SCOPE: &str = "FirstStageFeatureExtractor";

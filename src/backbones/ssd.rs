@@ -20,15 +20,7 @@ const BACKBONES: [(&str, SsdBackbone); 5] = [
 ];
 
 /// The names.
-pub const TYPES: &[&str] = &{
-    let mut names = [""; BACKBONES.len()];
-    let mut i = 0;
-    while i < names.len() {
-        names[i] = BACKBONES[i].0;
-        i += 1;
-    }
-    names
-};
+pub const TYPES: &[&str] = &super::names(&BACKBONES);
 
 /// What makes a backbone an SSD's feature extractor.
 #[derive(Debug, Clone, Copy)]

@@ -92,7 +92,7 @@ fn score(typed: &str) -> Result<f32, String> {
 /// looked at) a picture is damaged.
 pub fn run(args: Args) -> Result<()> {
     // Pictures first: a mistyped path should not wait for a model to load.
-    let inputs = inputs::find(&args.paths, &args.output_dir)?;
+    let inputs = inputs::find(&args.paths, Some(&args.output_dir))?;
     let mut detector = load(&args)?;
     interrupt::watch();
     let options = DetectOptions { min_score: args.min_score, output: args.output_dir };
@@ -113,6 +113,7 @@ fn load(args: &Args) -> Result<Box<dyn PictureDetector>> {
     if let Some(file) = args.model.as_deref().filter(|typed| file_kind::is_file_name(typed)) {
         return Ok(Box::new(load_file(args, Path::new(file))?));
     }
+    let device = device::choose(&args.device)?;
     let (export, train) = (args.export_dir.clone(), args.train_dir.clone());
     // A folder that is named is meant: the other's default is then not looked in.
     let roots = match (export, train) {
@@ -134,7 +135,6 @@ fn load(args: &Args) -> Result<Box<dyn PictureDetector>> {
             (config, prefix, label_map)
         }
     };
-    let device = device::choose(&args.device)?;
     let loaded = loaded::load(&config, &prefix, device)?;
     Ok(Box::new(ModelDetector::new(&loaded, label_map)?))
 }

@@ -12,7 +12,7 @@ use crate::engine::model_files::{self, ModelSource, Search};
 use crate::engine::{checkpoint, device, loaded};
 use crate::formats::atomic_file::AtomicFile;
 use crate::formats::events::EventWriter;
-use crate::outln;
+use crate::{exit, interrupt, outln};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -57,6 +57,7 @@ pub struct Args {
 /// # Errors
 /// If the model or the records are not there or do not fit together.
 pub fn run(args: Args) -> Result<()> {
+    let device = device::choose(&args.device)?;
     let search = Search {
         model: args.model.as_deref(),
         checkpoint: args.checkpoint.as_deref(),
@@ -68,6 +69,9 @@ pub fn run(args: Args) -> Result<()> {
                 let config = model_files::config(&files)?;
                 let label_map = model_files::label_map(args.label_file.as_deref(), &files.folder, &config, false)?;
                 (config, files.folder, files.checkpoint, label_map)
+            }
+            ModelSource::Zoo(name) if args.best => {
+                return Err(exit::usage(format!("there is no training of `{name}` here, and so no best checkpoint")));
             }
             ModelSource::Zoo(name) => {
                 let prefix = weights::pretrained(&name, &WeightsOptions::new(&args.model_zoo_dir, None))?;
@@ -83,9 +87,8 @@ pub fn run(args: Args) -> Result<()> {
         prefix = checkpoint::best(&folder)
             .with_context(|| format!("{}: no evaluation has marked a best checkpoint yet", folder.display()))?;
     }
-    let device = device::choose(&args.device)?;
     let loaded = loaded::load(&config, &prefix, device)?;
-    let name = folder.file_name().map_or_else(|| "model".to_string(), |n| n.to_string_lossy().into_owned());
+    let name = model_files::name(&folder)?.to_string_lossy().into_owned();
     let eval_config = config.eval_config.clone().unwrap_or_default();
     let options = EvalOptions {
         model_name: &name,
@@ -93,7 +96,6 @@ pub fn run(args: Args) -> Result<()> {
         records: args
             .validate_record
             .map_or_else(|| records(config.eval_input_reader.as_ref(), "./dataset/validate.record"), |r| vec![r]),
-        num_examples: None,
         num_visualizations: eval_config.num_visualizations() as usize,
         min_score: eval_config.min_score_threshold(),
         averages: false, // `loaded` has them in place already
@@ -102,6 +104,7 @@ pub fn run(args: Args) -> Result<()> {
     let eval_dir = args.eval_dir.join(&name);
     // That nothing can be written there is better found out now than when all is computed.
     drop(AtomicFile::create(&eval_dir.join("eval"))?);
+    interrupt::watch();
     tracing::info!("Evaluate start [ model : {name}, checkpoint : {} ]", prefix.display());
     let evaluated = evaluate(loaded.model.as_ref(), &loaded.variables, &options, (&prefix, loaded.step.unwrap_or(0)))?;
     let path = write(&evaluated, &eval_dir, &mut EventWriter::create(&eval_dir)?)?;

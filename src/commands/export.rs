@@ -11,6 +11,7 @@ use super::train::records;
 use crate::config::label_map::LabelMap;
 use crate::config::weights::{self, WeightsOptions};
 use crate::config::{coco_labels, pipeline, zoo};
+use crate::data::{inputs, loader};
 use crate::engine::checkpoint;
 use crate::engine::model_files::{self, ModelFiles, ModelSource, Search};
 use crate::export::folder::{self, ExportInput, Exported, Format, Verify};
@@ -105,6 +106,20 @@ pub fn run(args: Args) -> Result<()> {
     for note in pipeline::check_supported(&chosen.config).with_context(|| chosen.source.clone())? {
         tracing::info!("{}: {note}", chosen.source);
     }
+    let records = args.validate_record.as_ref().map_or_else(
+        || records(chosen.config.eval_input_reader.as_ref(), "./dataset/validate.record"),
+        |path| vec![path.clone()],
+    );
+    // So is it with what is to be verified on.
+    let pictures = match args.verify_pictures.is_empty() {
+        true => vec![],
+        false => inputs::find(&args.verify_pictures, None)?.into_iter().map(|input| input.path).collect(),
+    };
+    let verified_on = if pictures.is_empty() { &records } else { &args.verify_pictures };
+    let source = verified_on.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    if args.verify && pictures.is_empty() {
+        loader::records_exist(&records).context("there is nothing to verify on; --verify_pictures names pictures")?;
+    }
     let output_dir = args.output_dir.clone().unwrap_or_else(|| Path::new("./export_dir").join(&chosen.name));
     let input = ExportInput {
         config: &chosen.config,
@@ -117,15 +132,7 @@ pub fn run(args: Args) -> Result<()> {
         write(&input, None)?;
         return Ok(());
     }
-    let options = verify::Options {
-        records: args
-            .validate_record
-            .map_or_else(|| records(chosen.config.eval_input_reader.as_ref(), "./dataset/validate.record"), |path| vec![path]),
-        pictures: args.verify_pictures,
-        count: args.verify_count,
-        tolerance: args.tolerance,
-        runtimes,
-    };
+    let options = verify::Options { records, pictures, source, count: args.verify_count, tolerance: args.tolerance, runtimes };
     let exported = write(&input, Some(&mut |folder| verify::verify(&input, &options, folder)))?;
     let Some(parity) = exported.parity else { bail!("nothing was verified; this is a bug in odh") };
     verify::report(&parity);
@@ -223,7 +230,7 @@ fn choose(args: &Args) -> Result<Chosen> {
     };
     let config = model_files::config(&files)?;
     Ok(Chosen {
-        name: name_of(&files.folder)?,
+        name: model_files::name(&files.folder)?.into(),
         source: files.pipeline_config.display().to_string(),
         label_map: model_files::label_map(args.label_file.as_deref(), &files.folder, &config, false)?,
         checkpoint: files.checkpoint,
@@ -251,13 +258,4 @@ fn pretrained(args: &Args, name: &str) -> Result<Chosen> {
     let label_map = args.label_file.as_deref().map_or_else(|| Ok(coco_labels::coco()), LabelMap::load)?;
     let options = WeightsOptions::new(&args.model_zoo_dir, args.model_zoo_url.as_deref());
     Ok(Chosen { name: name.into(), checkpoint: weights::pretrained(name, &options)?, config, source, label_map })
-}
-
-/// The folder's own name, where it was typed as `.` too.
-fn name_of(folder: &Path) -> Result<PathBuf> {
-    let whole = folder.canonicalize().with_context(|| format!("cannot reach `{}`", folder.display()))?;
-    let name = whole
-        .file_name()
-        .with_context(|| format!("`{}` has no name; name the folder to write with --output_dir", whole.display()))?;
-    Ok(name.into())
 }

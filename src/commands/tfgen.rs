@@ -23,6 +23,7 @@ use crate::data::dataset::write::{self, Staged};
 use crate::data::dataset::{summary, table};
 use crate::data::split::{self, Side, Unit};
 use crate::formats::voc::{self, Annotation};
+use crate::logging::old_clock;
 use crate::{exit, interrupt, logging, outln, prompt};
 
 const EXAMPLE: &str = "\
@@ -245,13 +246,7 @@ pub fn run(args: Args) -> Result<()> {
         tracing::info!("{line}");
         outln!("{line}");
     }
-    let seconds = start.elapsed().as_secs();
-    tracing::info!(
-        "Tfrecord generation Success [ Total time : {} Hour {} Minute {} Second ]",
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60
-    );
+    tracing::info!("Tfrecord generation Success [ Total time : {} ]", old_clock(start.elapsed()));
     Ok(())
 }
 

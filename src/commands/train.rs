@@ -16,10 +16,11 @@ use crate::data::loader;
 use crate::engine::eval::EvalOptions;
 use crate::engine::train::{TrainOptions, Trained, train};
 use crate::engine::{checkpoint, device, memory, model_files};
-use crate::export::folder::ExportInput;
+use crate::export::folder::{ExportInput, PIPELINE_CONFIG};
 use crate::formats::atomic_file;
 use crate::formats::lock::Lock;
 use crate::formats::tensor_bundle::BundleReader;
+use crate::logging::old_clock;
 use crate::proto::object_detection::protos as pb;
 use crate::{exit, interrupt, models, outln, prompt};
 
@@ -126,6 +127,9 @@ pub fn run(args: Args) -> Result<()> {
     if args.export {
         crate::export::check_place(&export_dir).context("the export at the end would fail; `--export False` trains without")?;
     }
+    if args.evaluate {
+        writable_place(&eval_dir).context("the evaluations would fail; `-e False` trains without")?;
+    }
     let _lock = Lock::take(&train_dir.join(LOCK), &train_dir)?;
     let resume_from = resume_from(&args, &train_dir)?;
     tracing::info!("Program start [ model : {name}, num steps : {num_steps} ]");
@@ -140,20 +144,21 @@ pub fn run(args: Args) -> Result<()> {
         tracing::info!("{note}");
     }
     let start_from = if resume_from.is_some() { None } else { start_from(&args, &config, &name, zoo_model)? };
-    if let Some(prefix) = &start_from {
-        if args.reset {
-            ensure_kept(&[&train_dir, &eval_dir], prefix)?;
-        }
-        let prefix = prefix.to_str().context("the checkpoint's path is not UTF-8, and a pipeline config cannot hold it")?;
-        config.train_config.get_or_insert_default().fine_tune_checkpoint = Some(prefix.to_string());
+    if let (Some(prefix), true) = (&start_from, args.reset) {
+        ensure_kept(&[&train_dir, &eval_dir], prefix)?;
     }
+    // The config that is kept says what the training began with, which a resumed one does not look for again.
+    let began_with = match &resume_from {
+        Some(_) => began_with(&train_dir.join(PIPELINE_CONFIG)),
+        None => Some(start_from.clone()),
+    };
+    pipeline::apply(&mut config, &Overrides { fine_tune_checkpoint: began_with, ..Overrides::default() })?;
 
     let eval_config = config.eval_config.clone().unwrap_or_default();
     let evaluation = args.evaluate.then(|| EvalOptions {
         model_name: &name,
         label_map: &label_map,
         records: eval_records,
-        num_examples: None,
         num_visualizations: eval_config.num_visualizations() as usize,
         min_score: eval_config.min_score_threshold(),
         averages: eval_config.use_moving_averages(),
@@ -164,6 +169,7 @@ pub fn run(args: Args) -> Result<()> {
         config: &train_config,
         label_map: &label_map,
         train_records,
+        averages: eval_config.use_moving_averages(),
         shuffle: config.train_input_reader.as_ref().is_none_or(|reader| reader.shuffle()),
         evaluation,
         train_dir,
@@ -188,7 +194,7 @@ pub fn run(args: Args) -> Result<()> {
         if args.reset {
             empty(&[&options.train_dir, &options.eval_dir])?;
         }
-        atomic_file::write(&options.train_dir.join("pipeline.config"), pipeline::to_text(&config).as_bytes())?;
+        atomic_file::write(&options.train_dir.join(PIPELINE_CONFIG), pipeline::to_text(&config).as_bytes())?;
         atomic_file::write(&options.train_dir.join("label_map.pbtxt"), label_map.to_text()?.as_bytes())
     };
     let trained = train(model.as_ref(), &options, begin).inspect_err(|e| {
@@ -334,6 +340,23 @@ fn resume_from(args: &Args, train_dir: &Path) -> Result<Option<PathBuf>> {
     Ok(Some(here))
 }
 
+/// What the config of an earlier run says that it began with, as [`Overrides`] has it; `None` if it cannot be read.
+fn began_with(config: &Path) -> Option<Option<PathBuf>> {
+    let config = pipeline::load(config).ok()?;
+    let named = config.train_config.and_then(|train| train.fine_tune_checkpoint).filter(|named| !named.is_empty());
+    Some(named.map(PathBuf::from))
+}
+
+/// Makes sure that files can be made in a folder, as far as that can be said while it is not there.
+///
+/// # Errors
+/// If they cannot.
+fn writable_place(folder: &Path) -> Result<()> {
+    let there = folder.ancestors().find(|path| path.symlink_metadata().is_ok()).unwrap_or(Path::new("."));
+    let probe = tempfile::Builder::new().prefix(".odh-").tempfile_in(there);
+    probe.map(drop).with_context(|| format!("cannot write in `{}`", there.display()))
+}
+
 /// Whether a file is in a folder or below it, by their real paths.
 fn is_within(file: &Path, folder: &Path) -> bool {
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -362,21 +385,20 @@ fn ensure_kept(folders: &[&Path], start: &Path) -> Result<()> {
 /// # Errors
 /// If something cannot be deleted.
 fn empty(folders: &[&Path]) -> Result<()> {
+    let mut left = Vec::new();
+    // All are read before anything is deleted.
     for folder in folders {
         let entries = match fs::read_dir(folder) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            entries => entries.with_context(|| format!("cannot read `{}`", folder.display()))?,
+            entries => entries.and_then(Iterator::collect::<std::io::Result<Vec<_>>>),
         };
-        for entry in entries {
-            let entry = entry.with_context(|| format!("cannot read `{}`", folder.display()))?;
-            if entry.file_name() == LOCK {
-                continue;
-            }
-            let path = entry.path();
-            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.with_context(|| format!("--reset: cannot delete `{}`", path.display()))?;
-        }
+        left.extend(entries.with_context(|| format!("--reset: cannot read `{}`", folder.display()))?);
+    }
+    for entry in left.into_iter().filter(|entry| entry.file_name() != LOCK) {
+        let path = entry.path();
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.with_context(|| format!("--reset: cannot delete `{}`", path.display()))?;
     }
     Ok(())
 }
@@ -403,20 +425,4 @@ fn report(trained: &Trained, total: Duration, name: &str, device: Device) {
         trained.images_per_second,
         trained.checkpoint.display()
     );
-}
-
-/// `0 Hour 1 Minute 2 Second`.
-fn old_clock(time: Duration) -> String {
-    let s = time.as_secs();
-    format!("{} Hour {} Minute {} Second", s / 3600, s / 60 % 60, s % 60)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_written_as_the_old_tool_did() {
-        assert_eq!(old_clock(Duration::from_secs(62)), "0 Hour 1 Minute 2 Second");
-    }
 }

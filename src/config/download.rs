@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use ureq::Agent;
 use ureq::http::{HeaderMap, Response, StatusCode, header};
 
+use crate::logging;
+
 const CHUNK: usize = 1 << 16;
 /// Where nobody watches a bar, a line now and then says that it goes on.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -162,7 +164,7 @@ fn receive(response: Response<ureq::Body>, part: &Part, have: u64, size: Option<
         if bar.is_hidden() && !std::io::stderr().is_terminal() && said.elapsed() >= LINE_EVERY {
             said = Instant::now();
             let of = size.map(|size| format!(" of {size}")).unwrap_or_default();
-            eprintln!("downloading {}: {at}{of} bytes", part.path.display());
+            logging::say(&format!("downloading {}: {at}{of} bytes", part.path.display()));
         }
     }
     file.sync_all().map_err(|error| Stop::GiveUp(part.cannot_write(error)))?;
@@ -209,7 +211,7 @@ fn bar(target: &Path) -> ProgressBar {
     let name = target.file_name().unwrap_or_default().display().to_string();
     let template = "{msg} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::no_length().with_style(style).with_message(name)
+    logging::progress().add(ProgressBar::no_length().with_style(style).with_message(name))
 }
 
 /// The unfinished file and the note of where it came from.

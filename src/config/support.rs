@@ -344,7 +344,7 @@ const TABLE: &[Message] = &[
         ("use_moving_averages", Yes),
         ("eval_instance_masks", Only(FALSE, MASKS)),
         ("num_visualizations", Yes), ("visualization_export_dir", NoEffect(SUMMARIES)), ("save_graph", NoEffect(SUMMARIES)),
-        ("min_score_threshold", NoEffect(SUMMARIES)), ("max_num_boxes_to_visualize", NoEffect(SUMMARIES)), ("skip_scores", NoEffect(SUMMARIES)),
+        ("min_score_threshold", Yes), ("max_num_boxes_to_visualize", NoEffect(SUMMARIES)), ("skip_scores", NoEffect(SUMMARIES)),
         ("skip_labels", NoEffect(SUMMARIES)), ("visualize_groundtruth_boxes", NoEffect(SUMMARIES)),
         ("groundtruth_box_visualization_color", NoEffect(SUMMARIES)), ("keep_image_id_for_visualization_export", NoEffect(SUMMARIES)),
         ("retain_original_images", NoEffect(SUMMARIES)),

@@ -9,6 +9,9 @@ use prost_reflect::{DynamicMessage, Kind, MessageDescriptor, Value};
 
 use crate::proto::DESCRIPTORS;
 
+/// Characters of a line that is still shown with a fault in it.
+const MAX_LINE: usize = 400;
+
 /// The text of a file, whose bytes must be UTF-8 (a byte order mark is passed over).
 ///
 /// # Errors
@@ -187,6 +190,9 @@ fn explain(message: &str, span: Option<(usize, usize)>, text: &str, source: &str
         note.push_str(&advice);
     }
     let shown = text.lines().nth(line - 1).unwrap_or_default();
+    if shown.chars().count() > MAX_LINE {
+        return anyhow!("{source}:{line}:{column}: {message}{note}");
+    }
     let width = found.lines().next().map_or(1, |l| l.chars().count()).max(1);
     // Tabs are kept in the margin so that the mark stands under the place on any terminal.
     let margin: String = shown.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();

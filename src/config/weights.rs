@@ -11,6 +11,7 @@ use walkdir::WalkDir;
 use super::download::{self, Patience};
 use crate::formats::archive::{self, Failure};
 use crate::formats::tensor_bundle::BundleReader;
+use crate::logging;
 
 /// Where the archives of the TensorFlow detection model zoo are.
 pub const DEFAULT_BASE_URL: &str = "http://download.tensorflow.org/models/object_detection";
@@ -127,7 +128,8 @@ fn locate(folder: &Path) -> Result<Option<PathBuf>> {
     let walk = WalkDir::new(folder).max_depth(MAX_DEPTH).follow_links(true).sort_by_file_name().into_iter();
     let mut found: Vec<(usize, PathBuf)> = Vec::new();
     for entry in walk.filter_entry(|entry| entry.depth() == 0 || !is_hidden(entry.path())) {
-        let entry = entry.with_context(|| format!("cannot read the folder `{}`", folder.display()))?;
+        // What cannot be read is no checkpoint: a link that leads nowhere, or round in a circle.
+        let Ok(entry) = entry else { continue };
         if entry.file_name() == index.as_str() && entry.file_type().is_file() {
             found.push((entry.depth(), entry.into_path()));
         }
@@ -144,6 +146,7 @@ fn is_hidden(path: &Path) -> bool {
 fn lock(folder: &Path) -> Option<File> {
     let folder = File::open(folder).ok()?;
     if folder.try_lock().is_err() {
+        logging::say("waiting for another odh that fetches weights");
         tracing::info!("waiting for another run that fetches weights");
         folder.lock().ok()?;
     }
@@ -310,7 +313,7 @@ fn unpack_bar(archive: &Path) -> ProgressBar {
     let style =
         ProgressStyle::with_template("unpacking {msg} {wide_bar} {percent} %").unwrap_or_else(|_| ProgressStyle::default_bar());
     let name = archive.file_name().unwrap_or_default().display().to_string();
-    ProgressBar::new(size).with_style(style).with_message(name)
+    logging::progress().add(ProgressBar::new(size).with_style(style).with_message(name))
 }
 
 /// A folder that goes away again, whatever of it has not been moved out.

@@ -24,6 +24,22 @@ use crate::proto::object_detection::protos as pb;
 /// What the SSD crops share upstream where the config lists no operations: seven degrees of strictness.
 const STRICTNESS: [f32; 7] = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0];
 
+/// The [`Crop`] of a message that has its fields: five of the config's messages do, each a type of its own.
+macro_rules! crop {
+    ($message:expr) => {
+        crop!($message, ($message.min_aspect_ratio(), $message.max_aspect_ratio()))
+    };
+    ($message:expr, $aspect_ratio:expr) => {
+        Crop {
+            min_object_covered: $message.min_object_covered(),
+            aspect_ratio: $aspect_ratio,
+            area: ($message.min_area(), $message.max_area()),
+            overlap_thresh: $message.overlap_thresh(),
+            random_coef: $message.random_coef(),
+        }
+    };
+}
+
 /// One augmentation step, ready to run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Augmentation {
@@ -142,30 +158,14 @@ impl Augmentation {
                 ensure!(low > 0.0 && high >= low, "random_image_scale: ratios {low} and {high} must be above 0 and in order");
                 Self::Scale(low, high)
             }
-            Step::RandomCropImage(c) => Self::Crop(
-                Crop {
-                    min_object_covered: c.min_object_covered(),
-                    aspect_ratio: (c.min_aspect_ratio(), c.max_aspect_ratio()),
-                    area: (c.min_area(), c.max_area()),
-                    overlap_thresh: c.overlap_thresh(),
-                    random_coef: c.random_coef(),
-                }
-                .checked("random_crop_image")?,
-            ),
+            Step::RandomCropImage(c) => Self::Crop(crop!(c).checked("random_crop_image")?),
             Step::RandomPadImage(c) => Self::Pad(Pad {
                 min_size: both("random_pad_image: min_image", c.min_image_height, c.min_image_width)?,
                 max_size: both("random_pad_image: max_image", c.max_image_height, c.max_image_width)?,
                 fill: fill("random_pad_image", &c.pad_color)?,
             }),
             Step::RandomCropPadImage(c) => Self::CropPad(CropPad {
-                crop: Crop {
-                    min_object_covered: c.min_object_covered(),
-                    aspect_ratio: (c.min_aspect_ratio(), c.max_aspect_ratio()),
-                    area: (c.min_area(), c.max_area()),
-                    overlap_thresh: c.overlap_thresh(),
-                    random_coef: c.random_coef(),
-                }
-                .checked("random_crop_pad_image")?,
+                crop: crop!(c).checked("random_crop_pad_image")?,
                 min_ratio: pair("random_crop_pad_image: min_padded_size_ratio", &c.min_padded_size_ratio, 1.0)?,
                 max_ratio: pair("random_crop_pad_image: max_padded_size_ratio", &c.max_padded_size_ratio, 2.0)?,
                 fill: fill("random_crop_pad_image", &c.pad_color)?,
@@ -208,29 +208,15 @@ impl Augmentation {
                 );
                 Self::Normalize { from, to: (c.target_minval(), c.target_maxval()) }
             }
-            Step::SsdRandomCrop(c) => Self::SsdCrop(ssd_crops(
-                "ssd_random_crop",
-                &STRICTNESS,
-                c.operations.iter().map(|o| Crop {
-                    min_object_covered: o.min_object_covered(),
-                    aspect_ratio: (o.min_aspect_ratio(), o.max_aspect_ratio()),
-                    area: (o.min_area(), o.max_area()),
-                    overlap_thresh: o.overlap_thresh(),
-                    random_coef: o.random_coef(),
-                }),
-            )?),
+            Step::SsdRandomCrop(c) => {
+                Self::SsdCrop(ssd_crops("ssd_random_crop", &STRICTNESS, c.operations.iter().map(|o| crop!(o)))?)
+            }
             Step::SsdRandomCropPad(c) => {
                 let crops = ssd_crops(
                     "ssd_random_crop_pad",
                     // Upstream leaves the loosest out here.
                     &STRICTNESS[1..],
-                    c.operations.iter().map(|o| Crop {
-                        min_object_covered: o.min_object_covered(),
-                        aspect_ratio: (o.min_aspect_ratio(), o.max_aspect_ratio()),
-                        area: (o.min_area(), o.max_area()),
-                        overlap_thresh: o.overlap_thresh(),
-                        random_coef: o.random_coef(),
-                    }),
+                    c.operations.iter().map(|o| crop!(o)),
                 )?;
                 let pads = (0..crops.len()).map(|i| match c.operations.get(i) {
                     None => Ok(((1.0, 1.0), (2.0, 2.0), Fill::Mean)),
@@ -250,13 +236,7 @@ impl Augmentation {
                 let mut crops = ssd_crops(
                     "ssd_random_crop_fixed_aspect_ratio",
                     &STRICTNESS,
-                    c.operations.iter().map(|o| Crop {
-                        min_object_covered: o.min_object_covered(),
-                        aspect_ratio: (ratio, ratio),
-                        area: (o.min_area(), o.max_area()),
-                        overlap_thresh: o.overlap_thresh(),
-                        random_coef: o.random_coef(),
-                    }),
+                    c.operations.iter().map(|o| crop!(o, (ratio, ratio))),
                 )?;
                 // Only where operations are listed does the message's ratio count upstream; the default there is 1.
                 let ratio = if c.operations.is_empty() { 1.0 } else { ratio };
@@ -264,17 +244,7 @@ impl Augmentation {
                 Self::SsdCropToAspectRatio(crops, ratio)
             }
             Step::SsdRandomCropPadFixedAspectRatio(c) => Self::SsdCropPadToAspectRatio {
-                crops: ssd_crops(
-                    "ssd_random_crop_pad_fixed_aspect_ratio",
-                    &STRICTNESS,
-                    c.operations.iter().map(|o| Crop {
-                        min_object_covered: o.min_object_covered(),
-                        aspect_ratio: (o.min_aspect_ratio(), o.max_aspect_ratio()),
-                        area: (o.min_area(), o.max_area()),
-                        overlap_thresh: o.overlap_thresh(),
-                        random_coef: o.random_coef(),
-                    }),
-                )?,
+                crops: ssd_crops("ssd_random_crop_pad_fixed_aspect_ratio", &STRICTNESS, c.operations.iter().map(|o| crop!(o)))?,
                 aspect_ratio: positive("ssd_random_crop_pad_fixed_aspect_ratio: aspect_ratio", c.aspect_ratio())?,
                 min_ratio: pair("ssd_random_crop_pad_fixed_aspect_ratio: min_padded_size_ratio", &c.min_padded_size_ratio, 1.0)?,
                 max_ratio: pair("ssd_random_crop_pad_fixed_aspect_ratio: max_padded_size_ratio", &c.max_padded_size_ratio, 2.0)?,

@@ -1,16 +1,17 @@
 //! Pictures: telling their format by their bytes, and decoding them to RGB as TensorFlow's `decode_image` does.
 
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result, anyhow, bail};
 use image::{DynamicImage, ImageError, ImageFormat, ImageReader, Limits};
 
 use crate::data::jpeg::{self, Dct};
+use crate::data::png;
 pub use crate::data::resize::{resize_bilinear, resize_bilinear_into};
 
 /// Pixels in one picture that are still decoded: TensorFlow refuses 2^29 samples or more.
-const MAX_PIXELS: u64 = (1 << 29) / 3;
+pub const MAX_PIXELS: u64 = (1 << 29) / 3;
 
 /// A decoded picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +99,7 @@ pub fn size(bytes: &[u8]) -> Result<(usize, usize)> {
     let format = known(bytes)?;
     let (width, height) = match format {
         Format::Jpeg => jpeg::header(bytes).map(|h| (h.width, h.height))?,
-        Format::Png => png_size(bytes)?,
+        Format::Png => png::size(bytes)?,
         other => {
             let reader = ImageReader::with_format(Cursor::new(bytes), other.codec());
             let dimensions = catch_panics(|| reader.into_dimensions().map_err(plainly));
@@ -124,7 +125,7 @@ pub fn check_structure(bytes: &[u8]) -> Result<()> {
     size(bytes)?;
     match format {
         Format::Jpeg => jpeg::check_structure(bytes),
-        Format::Png => png_chunks_to_the_end(bytes),
+        Format::Png => png::check_structure(bytes),
         Format::Gif => gif_blocks_to_the_end(bytes),
         Format::Bmp => {
             let said = bytes.get(2..6).map_or(0, le32);
@@ -149,99 +150,6 @@ pub fn check_structure(bytes: &[u8]) -> Result<()> {
 
 fn le32(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |sum, &b| sum << 8 | u32::from(b))
-}
-
-fn be32(bytes: &[u8]) -> usize {
-    bytes.iter().fold(0, |sum, &b| sum << 8 | usize::from(b))
-}
-
-/// Width and height from the IHDR chunk, which PNG puts first.
-fn png_size(bytes: &[u8]) -> Result<(usize, usize)> {
-    match bytes.get(8..24) {
-        Some(head) if &head[4..8] == b"IHDR" => Ok((be32(&head[8..12]), be32(&head[12..16]))),
-        Some(_) => bail!("the png does not begin with an IHDR chunk; the file is damaged, copy it again"),
-        None => bail!("the png ends inside its header; the file is truncated, copy it again"),
-    }
-}
-
-/// Walks the chunks up to IEND, and refuses kinds that libpng, and so TensorFlow, refuses: those that are no four letters, and
-/// those unknown to it whose first letter is large, which says that a picture cannot be shown without them.
-fn png_chunks_to_the_end(bytes: &[u8]) -> Result<()> {
-    let mut at = 8;
-    // Whether pixels have come, and something else behind them.
-    let (mut pixels, mut behind) = (false, false);
-    loop {
-        // Length, type, body, CRC.
-        let Some(head) = bytes.get(at..at + 8) else {
-            bail!("the png's {} bytes end without an IEND chunk; the file is truncated, copy it again", bytes.len());
-        };
-        let next = at + 12 + be32(&head[..4]);
-        if next > bytes.len() {
-            bail!(
-                "the png's {} bytes end inside its {} chunk; the file is truncated, copy it again",
-                bytes.len(),
-                String::from_utf8_lossy(&head[4..])
-            );
-        }
-        let kind = &head[4..];
-        if kind == b"IHDR" && at > 8 {
-            bail!("the png has a second IHDR chunk at byte {at}; the file is damaged, save it anew");
-        }
-        match kind == b"IDAT" {
-            true if behind => {
-                bail!("the png has other chunks between its pixels' (IDAT, at byte {at}); the file is damaged, save it anew")
-            }
-            true => pixels = true,
-            false => behind = pixels,
-        }
-        let known = matches!(kind, b"IHDR" | b"PLTE" | b"IDAT" | b"IEND");
-        if !known && (kind[0].is_ascii_uppercase() || !kind.iter().all(u8::is_ascii_alphabetic)) {
-            let kind = kind.escape_ascii();
-            bail!("the png has a chunk `{kind}` at byte {at}, which no reader knows; the file is damaged, save it anew");
-        }
-        if kind == b"IEND" {
-            // Of no body the checksum is always the same. What decodes the pixels never comes to it; libpng does, and refuses.
-            if bytes[next - 4..next] != [0xAE, 0x42, 0x60, 0x82] {
-                bail!("the checksum of the png's IEND chunk is wrong; the file is damaged, copy it again");
-            }
-            return Ok(());
-        }
-        at = next;
-    }
-}
-
-/// Checks that a PNG's compressed pixels end as they should, with the checksum that libpng, and so TensorFlow, asks for and [`decode`]
-/// does not look at.
-///
-/// # Errors
-/// If they end early or the checksum is wrong.
-pub fn check_png_checksum(bytes: &[u8]) -> Result<()> {
-    let idat = PixelChunks { rest: bytes.get(8..).unwrap_or_default(), body: &[] };
-    let mut inflated = flate2::read::ZlibDecoder::new(idat);
-    std::io::copy(&mut inflated, &mut std::io::sink())
-        .map_err(|error| anyhow!("the png's pixels do not end as they should ({error}); the file is damaged, save it anew"))?;
-    Ok(())
-}
-
-/// The bodies of a PNG's IDAT chunks, one after the other.
-struct PixelChunks<'a> {
-    rest: &'a [u8],
-    body: &'a [u8],
-}
-
-impl Read for PixelChunks<'_> {
-    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
-        while self.body.is_empty() {
-            let Some((length, rest)) = self.rest.split_first_chunk::<4>() else { return Ok(0) };
-            let length = be32(length);
-            let (Some(kind), Some(body)) = (rest.get(..4), rest.get(4..4 + length)) else { return Ok(0) };
-            if kind == b"IDAT" {
-                self.body = body;
-            }
-            self.rest = rest.get(8 + length..).unwrap_or_default();
-        }
-        self.body.read(out)
-    }
 }
 
 fn gif_blocks_to_the_end(bytes: &[u8]) -> Result<()> {
@@ -301,7 +209,7 @@ fn decode_with(bytes: &[u8], dct: Dct) -> Result<RgbImage> {
     }
     if format == Format::Png {
         // The decoder stops after the last pixel; libpng, and so TensorFlow, reads on to the end.
-        png_chunks_to_the_end(bytes)?;
+        png::check_structure(bytes)?;
     }
     let picture = catch_panics(|| {
         let mut reader = ImageReader::with_format(Cursor::new(bytes), format.codec());

@@ -33,21 +33,21 @@ pub struct Input {
 /// Finds the pictures, in the order of the arguments and sorted within a folder or glob; each file once.
 ///
 /// An argument that exists is taken literally, also if its name has a glob's letters. Files and folders whose name starts
-/// with a dot, and the folder `output` where it lies below a given folder, are passed over; so are, where several arguments are given and
+/// with a dot, and the folder `output`, if results go anywhere, where it lies below a given folder, are passed over; so are, where several arguments are given and
 /// in globs, `output` itself and files that are usual beside pictures.
 ///
 /// # Errors
 /// If an argument is no file, no folder and matches nothing, if no picture is found at all, or if a picture's result would
 /// stand in its own place.
-pub fn find(arguments: &[PathBuf], output: &Path) -> Result<Vec<Input>> {
+pub fn find(arguments: &[PathBuf], output: Option<&Path>) -> Result<Vec<Input>> {
     let mut finder =
-        Finder { output: canonical(output), seen: HashSet::new(), found: Vec::new(), taken: 0, others: BTreeSet::new() };
+        Finder { output: output.map(canonical), seen: HashSet::new(), found: Vec::new(), taken: 0, others: BTreeSet::new() };
     let mut faults = Vec::new();
     let (mut empty, mut passed_over) = (Vec::new(), Vec::new());
     let several = arguments.len() > 1;
     for argument in arguments {
         let before = finder.taken;
-        let is_output = argument.is_dir() && canonical(argument) == finder.output;
+        let is_output = argument.is_dir() && Some(canonical(argument)) == finder.output;
         if several && (is_output || argument.is_file() && ends_in(argument, &BESIDE)) {
             passed_over.push(argument);
         } else if let Err(e) = finder.take(argument) {
@@ -94,7 +94,7 @@ pub fn find(arguments: &[PathBuf], output: &Path) -> Result<Vec<Input>> {
         tracing::warn!("{fault}");
     }
     let inputs = name_apart(finder.found);
-    for input in &inputs {
+    for (input, output) in inputs.iter().filter_map(|input| Some((input, output?))) {
         let result = output.join(&input.place);
         if result.exists() && canonical(&result) == canonical(&input.path) {
             bail!("the annotated picture would replace `{}` itself; name another folder with --output_dir", input.path.display());
@@ -110,7 +110,7 @@ struct FoundFile {
 }
 
 struct Finder {
-    output: PathBuf,
+    output: Option<PathBuf>,
     /// Files already found, by their real path.
     seen: HashSet<PathBuf>,
     found: Vec<FoundFile>,
@@ -150,7 +150,8 @@ impl Finder {
             .take_while(|part| !part.as_os_str().to_string_lossy().contains(['*', '?', '[']))
             .collect();
         let fixed = canonical(if fixed.as_os_str().is_empty() { Path::new(".") } else { &fixed });
-        let is_output = |path: &Path| !fixed.starts_with(&self.output) && canonical(path).starts_with(&self.output);
+        let output = self.output.as_ref().filter(|output| !fixed.starts_with(output));
+        let is_output = |path: &Path| output.is_some_and(|output| canonical(path).starts_with(output));
         let mut any = false;
         let mut matched = Vec::new();
         for path in matches {
@@ -184,7 +185,7 @@ impl Finder {
         let walk = WalkDir::new(folder).follow_links(true).sort_by_file_name().into_iter().filter_entry(|entry| {
             // What was given itself may be hidden, or the output folder; `find` looks at the latter.
             let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-            entry.depth() == 0 || !(hidden || (entry.file_type().is_dir() && canonical(entry.path()) == output))
+            entry.depth() == 0 || !(hidden || (entry.file_type().is_dir() && Some(canonical(entry.path())) == output))
         });
         for entry in walk {
             match entry {
@@ -309,7 +310,7 @@ mod tests {
 
     fn names(folder: &tempfile::TempDir, arguments: &[&str]) -> Result<Vec<String>> {
         let arguments: Vec<PathBuf> = arguments.iter().map(|a| folder.path().join(a)).collect();
-        Ok(find(&arguments, &folder.path().join("detections"))?.into_iter().map(|i| i.name).collect())
+        Ok(find(&arguments, Some(&folder.path().join("detections")))?.into_iter().map(|i| i.name).collect())
     }
 
     #[test]
@@ -407,7 +408,7 @@ mod tests {
             let error = names(&f, &[argument]).unwrap_err();
             assert!(error.to_string().contains("--output_dir"), "{error}");
         }
-        let error = find(&[f.path().to_path_buf()], f.path()).unwrap_err();
+        let error = find(&[f.path().to_path_buf()], Some(f.path())).unwrap_err();
         assert!(error.to_string().contains("b.jpg"), "{error}");
     }
 
@@ -441,8 +442,8 @@ mod tests {
         let odd = OsStr::from_bytes(b"p/\xB0\xA1.jpg");
         std::fs::write(f.path().join(odd), b"").unwrap();
         assert_eq!(names(&f, &["p"]).unwrap(), ["a.jpg", "\\xB0\\xA1.jpg"]);
-        let found = find(&[f.path().join(odd)], Path::new("out")).unwrap();
+        let found = find(&[f.path().join(odd)], Some(Path::new("out"))).unwrap();
         assert_eq!(found[0].place.as_os_str().as_bytes(), b"\xB0\xA1.jpg");
-        assert!(find(&[f.path().join(OsStr::from_bytes(b"p/*\xFF"))], Path::new("out")).is_err());
+        assert!(find(&[f.path().join(OsStr::from_bytes(b"p/*\xFF"))], Some(Path::new("out"))).is_err());
     }
 }

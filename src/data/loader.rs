@@ -162,11 +162,6 @@ impl OnePass {
         let limit = limit.map_or(u64::MAX, |limit| limit as u64);
         Ok(Self { feed: Feed::start(options, Some(limit))? })
     }
-
-    /// Pictures in the records, whatever the limit.
-    pub fn pictures(&self) -> usize {
-        self.feed.pictures
-    }
 }
 
 impl Iterator for OnePass {

@@ -12,6 +12,7 @@ pub mod jpeg;
 mod libjpeg_errors;
 pub mod loader;
 pub mod palette;
+pub mod png;
 pub mod resample;
 pub mod resize;
 pub mod resizer;

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::image::MAX_PIXELS;
 use super::resample::{self, Method};
 use super::resize::resize_bilinear_into;
 use crate::proto::object_detection::protos as pb;
@@ -82,6 +83,10 @@ impl Resizer {
             R::FixedShapeResizer(r) => {
                 let height = side("fixed_shape_resizer.height", r.height())?;
                 let width = side("fixed_shape_resizer.width", r.width())?;
+                ensure!(
+                    height as u64 * width as u64 <= MAX_PIXELS,
+                    "{field}.fixed_shape_resizer: {height} x {width} pixels are more than a picture can have ({MAX_PIXELS})"
+                );
                 let target = Target::FixedShape { height, width };
                 Ok(Self { target, method: method(r.resize_method()), padding: None, grey: r.convert_to_grayscale() })
             }

@@ -18,6 +18,8 @@ use crate::net::variables::Variables;
 const KEEP: usize = 5;
 /// What stands before the step in a checkpoint's name.
 const PREFIX: &str = "model.ckpt-";
+/// The file that marks the best.
+const BEST: &str = "best.json";
 /// TensorFlow's name of the step counter.
 const GLOBAL_STEP: &str = "global_step";
 
@@ -163,7 +165,10 @@ pub fn rewind(folder: &Path, prefix: &Path) -> Result<()> {
 }
 
 /// Steps of the checkpoints of a folder that are its run's, ascending: those that its `checkpoint` file lists, else all.
-fn listed(folder: &Path) -> Result<Vec<u64>> {
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn listed(folder: &Path) -> Result<Vec<u64>> {
     let mut steps = steps_in(folder)?;
     if let Ok(Some(state)) = checkpoint_state::read(folder) {
         let names = state.all.iter().filter_map(|prefix| prefix.file_name()?.to_str());
@@ -329,12 +334,21 @@ pub struct Best {
 
 /// The best evaluation so far.
 pub fn read_best(folder: &Path) -> Option<Best> {
-    serde_json::from_str(&std::fs::read_to_string(folder.join("best.json")).ok()?).ok()
+    serde_json::from_str(&std::fs::read_to_string(folder.join(BEST)).ok()?).ok()
 }
 
 /// Marks a checkpoint as the best so far; it is never deleted while it is.
 pub fn write_best(folder: &Path, best: Best) -> Result<()> {
-    crate::formats::atomic_file::write(&folder.join("best.json"), serde_json::to_string(&best)?.as_bytes())
+    crate::formats::atomic_file::write(&folder.join(BEST), serde_json::to_string(&best)?.as_bytes())
+}
+
+/// Marks none as the best.
+///
+/// # Errors
+/// If the mark cannot be deleted.
+pub fn forget_best(folder: &Path) -> Result<()> {
+    let mark = folder.join(BEST);
+    std::fs::remove_file(&mark).with_context(|| format!("cannot delete `{}`", mark.display()))
 }
 
 fn best_step(folder: &Path) -> Option<u64> {

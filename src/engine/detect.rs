@@ -212,7 +212,7 @@ mod tests {
 
     fn detect(folder: &Path, min_score: f32) -> Result<(DetectSummary, Vec<String>)> {
         let output = folder.join("out");
-        let inputs = inputs::find(&[folder.join("in")], &output)?;
+        let inputs = inputs::find(&[folder.join("in")], Some(&output))?;
         let mut told = Vec::new();
         let mut detector = LeftHalf(LabelMap::from_names(["raccoon", "fox"]));
         let summary = detect_all(&mut detector, &inputs, &DetectOptions { min_score, output }, |input, found| {

@@ -28,8 +28,6 @@ pub struct EvalOptions<'a> {
     pub label_map: &'a LabelMap,
     /// Record files, shard sets or globs.
     pub records: Vec<PathBuf>,
-    /// At most so many pictures.
-    pub num_examples: Option<usize>,
     /// So many pictures are drawn on.
     pub num_visualizations: usize,
     /// Least score of a box that is drawn.
@@ -73,7 +71,7 @@ pub fn evaluate(
     let mut loading = LoaderOptions::new(options.records.clone(), batch_size, model.resizer(), classes(model, options.label_map));
     loading.keep_sources = options.num_visualizations;
     loading.num_threads = options.num_threads;
-    let pass = OnePass::new(loading, options.num_examples)?;
+    let pass = OnePass::new(loading, None)?;
     let mut pascal = PascalEvaluator::new(model.num_classes());
     let mut coco = CocoEvaluator::new(1..=model.num_classes() as u32);
     let mut run = EvalRun {

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::config::label_map::LabelMap;
+use crate::data::dataset::finding::printable;
 use crate::formats::atomic_file;
 use crate::metrics::coco::{CocoResult, CocoStats};
 use crate::metrics::pascal::PascalResult;
@@ -28,7 +29,7 @@ pub struct EvalRun {
     pub detections: usize,
     /// Wall time, with reading the pictures.
     pub seconds: f64,
-    /// What it ran on: `cpu`, `cuda:0`.
+    /// What it ran on, as `device::name` calls it: `cpu (2 threads)`.
     pub device: String,
 }
 
@@ -97,6 +98,12 @@ const COCO_TAGS: [&str; 12] = [
     "DetectionBoxes_Recall/AR@100 (medium)",
     "DetectionBoxes_Recall/AR@100 (large)",
 ];
+
+/// The mAP@0.5 that a report's file gives; none where there is no such file, or nothing was to be found.
+pub fn map_in(path: &Path) -> Option<f64> {
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    report["pascal"]["mAP@0.5IOU"].as_f64()
+}
 
 impl EvalReport {
     /// Puts the figures beside the names of their classes.
@@ -193,7 +200,7 @@ impl EvalReport {
         row("ID", "NAME", ["AP@0.5", "COCO AP", "boxes"]);
         for class in &self.pascal.classes {
             let boxes = class.groundtruth_boxes.to_string();
-            row(&class.id.to_string(), &class.name, [&cell(class.ap), &cell(class.coco_ap), &boxes]);
+            row(&class.id.to_string(), &printable(&class.name), [&cell(class.ap), &cell(class.coco_ap), &boxes]);
         }
         row("", "mAP", [&cell(self.pascal.map), &cell(self.coco.stats.ap), &total.to_string()]);
         let s = &self.coco.stats;

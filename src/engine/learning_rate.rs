@@ -63,7 +63,12 @@ impl LearningRate {
             }
             L::ManualStepLearningRate(m) => {
                 let mut boundaries: Vec<u64> = m.schedule.iter().map(|s| s.step().into()).collect();
-                if boundaries.is_empty() || boundaries.windows(2).any(|w| w[0] >= w[1]) {
+                if boundaries.is_empty() {
+                    bail!(
+                        "{field}.manual_step_learning_rate.schedule: it is empty; a rate that never changes is a constant_learning_rate"
+                    );
+                }
+                if boundaries.windows(2).any(|w| w[0] >= w[1]) {
                     bail!(
                         "{field}.manual_step_learning_rate.schedule: its steps are {boundaries:?}, and each must be above the one before"
                     );

@@ -7,6 +7,7 @@ use tch::Device;
 
 use super::checkpoint;
 use super::detect::PictureDetector;
+use super::memory;
 use crate::config::label_map::LabelMap;
 use crate::config::pipeline;
 use crate::data::image::RgbImage;
@@ -34,6 +35,7 @@ pub fn load(config: &pb::TrainEvalPipelineConfig, prefix: &Path, device: Device)
     shim::tune_process();
     pipeline::check_supported(config).with_context(|| format!("the pipeline config of {}", prefix.display()))?;
     let model = models::from_config(config)?;
+    memory::ensure_fit(model.variables())?;
     let mut variables = Variables::zeros(model.variables(), device)?;
     let step = checkpoint::load(prefix, &mut variables, pipeline::values_evaluated(config))?;
     Ok(LoadedModel { model, variables, step })

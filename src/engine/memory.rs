@@ -1,7 +1,9 @@
-//! How much memory this process has taken at most.
+//! How much memory there is, and how much this process has taken at most.
 
+use anyhow::{Result, ensure};
 use tch::Device;
 
+use crate::net::graph::Variable;
 use crate::net::shim;
 
 /// Peak memory since the program began, e.g. `1.61 GiB` or `1.61 GiB, GPU 9.80 GiB`; `unknown` where the system does not tell.
@@ -14,9 +16,35 @@ pub fn peak(device: Device) -> String {
     shim::cuda_memory_peak(index).map_or(host.clone(), |bytes| format!("{host}, GPU {}", gib(bytes)))
 }
 
+/// Makes sure that a model's variables can be in this machine's memory: where they are not, the program would be ended without a word.
+///
+/// # Errors
+/// If they cannot.
+pub fn ensure_fit(variables: &[Variable]) -> Result<()> {
+    let Some(there) = in_line(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:") else { return Ok(()) };
+    let bytes = |variable: &Variable| variable.shape.iter().fold(4.0, |product, &side| product * side as f64);
+    let largest = variables.iter().max_by(|a, b| bytes(a).total_cmp(&bytes(b)));
+    let needed: f64 = variables.iter().map(bytes).sum();
+    ensure!(
+        needed <= there as f64,
+        "the model's variables take {:.0} GiB, and this machine has {} of memory; the largest is `{}`, {:?}: classes that the label map's ids \
+         run up to, or sizes in the pipeline config, are too many",
+        needed / f64::from(1 << 30),
+        gib(there),
+        largest.map_or("", |variable| &variable.name),
+        largest.map_or(&[][..], |variable| &variable.shape),
+    );
+    Ok(())
+}
+
 /// Bytes of the line `VmHWM` of `/proc/self/status`.
 fn peak_resident(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    in_line(status, "VmHWM:")
+}
+
+/// Bytes of a line of one of `/proc`'s files.
+fn in_line(text: &str, start: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(start))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
@@ -28,6 +56,7 @@ fn gib(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::graph::{Initializer, Regularizer, VariableKind};
 
     #[test]
     fn the_peak_is_the_kernel_s_own_figure() {
@@ -38,10 +67,31 @@ mod tests {
     }
 
     #[test]
+    fn variables_that_no_machine_holds_are_refused() {
+        let of = |shape: &[i64]| Variable {
+            name: "a/weights".to_string(),
+            shape: shape.to_vec(),
+            kind: VariableKind::Vector,
+            trainable: true,
+            initializer: Initializer::Constant(0.0),
+            regularizer: Regularizer::None,
+        };
+        assert!(ensure_fit(&[of(&[3, 3, 64, 64])]).is_ok());
+        let error = ensure_fit(&[of(&[10]), of(&[1 << 20, 1 << 20, 1 << 20])]).unwrap_err().to_string();
+        assert!(error.contains("a/weights") && error.contains("label map"), "{error}");
+    }
+
+    #[test]
     fn memory_that_was_taken_shows() {
-        let taken = std::hint::black_box(vec![1_u8; 64 << 20]);
-        let figure = peak(Device::Cpu);
-        let gib: f64 = figure.strip_suffix(" GiB").unwrap().parse().unwrap();
-        assert!(gib >= 0.06 && taken.iter().all(|byte| *byte == 1), "{figure}");
+        let taken_at_most = || peak(Device::Cpu).strip_suffix(" GiB").unwrap().parse::<f64>().unwrap();
+        let resident = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: u64 = resident.split(' ').nth(1).unwrap().parse().unwrap();
+        // More than was ever taken, beside what is taken now.
+        let more = (taken_at_most() * f64::from(1 << 30)) as u64 + (64 << 20) - pages * 4096;
+        let before = taken_at_most();
+        let taken = std::hint::black_box(vec![1_u8; more as usize]);
+        assert!(taken.iter().all(|byte| *byte == 1));
+        let after = taken_at_most();
+        assert!(after >= before + 0.05, "{before} GiB before, {after} after");
     }
 }

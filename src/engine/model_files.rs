@@ -1,9 +1,10 @@
 //! Where a trained model is: in an export folder, a train folder, or the zoo's.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::config::label_map::LabelMap;
 use crate::config::{coco_labels, pipeline, zoo};
@@ -73,8 +74,8 @@ pub fn find(search: &Search, resolve: impl Fn(&str) -> Result<String>) -> Result
             return Ok(ModelSource::Files(files));
         }
     }
-    ensure!(!typed.is_dir(), "`{}` is a folder without a checkpoint: no `checkpoint` file, no *.index", typed.display());
     let zoo = resolve(model).map_err(|error| match models_below(&search.roots).join(", ") {
+        _ if typed.is_dir() => anyhow!("`{model}` is a folder without a checkpoint: no `checkpoint` file, no *.index"),
         none if none.is_empty() => error,
         names => error.context(format!("no model `{model}` was trained here, only {names}")),
     })?;
@@ -86,6 +87,20 @@ pub fn find(search: &Search, resolve: impl Fn(&str) -> Result<String>) -> Result
         }
     }
     Ok(ModelSource::Zoo(zoo))
+}
+
+/// What a model's folder is called, also where it was typed as `.`; a link has a name of its own.
+///
+/// # Errors
+/// If it has none, as `/` has not.
+pub fn name(folder: &Path) -> Result<OsString> {
+    if let Some(name) = folder.file_name() {
+        return Ok(name.to_os_string());
+    }
+    let whole = folder.canonicalize().with_context(|| format!("cannot reach `{}`", folder.display()))?;
+    let name =
+        whole.file_name().with_context(|| format!("`{}` has no name, and a model's folder has to have one", whole.display()))?;
+    Ok(name.to_os_string())
 }
 
 /// The model in a folder: its latest checkpoint; `None` if it has none.

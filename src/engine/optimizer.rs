@@ -60,9 +60,16 @@ fn power(beta: f32, step: u64) -> f32 {
 }
 
 /// The patterns of a field of TrainConfig.
-fn patterns(field: &str, texts: &[String], anchored: impl Fn(&str) -> String) -> Result<Vec<Regex>> {
+fn patterns(field: &str, texts: &[String], variables: &Variables, anchored: impl Fn(&str) -> String) -> Result<Vec<Regex>> {
     let compile = |text: &String| {
-        Regex::new(&anchored(text)).with_context(|| format!("train_config.{field}: `{text}` is not a regular expression"))
+        let pattern = Regex::new(&anchored(text));
+        let pattern = pattern.with_context(|| {
+            format!("train_config.{field}: `{text}` is no regular expression that odh knows (look-around is not among them)")
+        })?;
+        if !variables.specs().iter().any(|spec| spec.trainable && pattern.is_match(&spec.name)) {
+            tracing::warn!("train_config.{field}: no variable that is trained has a name that `{text}` matches");
+        }
+        Ok(pattern)
     };
     // Upstream passes over empty ones.
     texts.iter().filter(|text| !text.is_empty()).map(compile).collect()
@@ -106,9 +113,9 @@ impl Optimizer {
     pub fn from_config(config: &pb::TrainConfig, variables: &mut Variables) -> Result<Self> {
         use pb::optimizer::Optimizer as O;
         // Python's re.match: from the start of the name.
-        let frozen = patterns("freeze_variables", &config.freeze_variables, |p| format!("^(?:{p})"))?;
+        let frozen = patterns("freeze_variables", &config.freeze_variables, variables, |p| format!("^(?:{p})"))?;
         // Python's re.search: anywhere in it.
-        let updated = patterns("update_trainable_variables", &config.update_trainable_variables, str::to_string)?;
+        let updated = patterns("update_trainable_variables", &config.update_trainable_variables, variables, str::to_string)?;
         let any = |patterns: &[Regex], name: &str| patterns.iter().any(|p| p.is_match(name));
         let fixed = |name: &str| any(&frozen, name) || !updated.is_empty() && !any(&updated, name);
         let count = variables.freeze(fixed)?;

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::checkpoint::{self, Best, FineTune, NotFinite, RunState};
 use super::eval::{self, EvalOptions};
 use super::eval_report;
+use super::memory;
 use super::optimizer::Optimizer;
 use super::progress::Progress;
 use crate::config::label_map::LabelMap;
@@ -38,6 +39,8 @@ pub struct TrainOptions<'a> {
     pub train_records: Vec<PathBuf>,
     /// Whether each pass over the pictures has an order of its own.
     pub shuffle: bool,
+    /// Whether moving averages are what is evaluated and exported.
+    pub averages: bool,
     /// Evaluated on every `save_every` steps and at the end; `None` for never.
     pub evaluation: Option<EvalOptions<'a>>,
     pub train_dir: PathBuf,
@@ -66,8 +69,6 @@ pub struct Trained {
     pub step: u64,
     /// Of the last evaluation, PASCAL mAP@0.5.
     pub map: Option<f64>,
-    /// Steps done by this call.
-    pub steps_done: u64,
     /// In the steps, without saving and evaluating.
     pub stepping: Duration,
     /// Of it, waiting for data.
@@ -101,11 +102,11 @@ struct Run<'a> {
 /// If data, checkpoints or the disk fail; if a loss is not finite; exit code 130 after Ctrl-C, once all is saved.
 pub fn train(model: &dyn DetectionModel, options: &TrainOptions, begin: impl FnOnce() -> Result<()>) -> Result<Trained> {
     shim::tune_process();
+    memory::ensure_fit(model.variables())?;
     let mut variables = Variables::new(model.variables(), options.seed, options.device)?;
     let mut optimizer = Optimizer::from_config(options.config, &mut variables)?;
-    let averages = options.evaluation.as_ref().is_some_and(|evaluation| evaluation.averages);
     ensure!(
-        !averages || optimizer.keeps_averages(),
+        !options.averages || optimizer.keeps_averages(),
         "eval_config.use_moving_averages: true, and train_config.optimizer.use_moving_average: false keeps none; set both alike"
     );
     let mut state = RunState { seed: options.seed, position: Position::default() };
@@ -135,6 +136,7 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions, begin: impl FnO
     }
     if let Some(prefix) = &options.resume_from {
         checkpoint::rewind(&options.train_dir, prefix)?;
+        reconsider_best(options, step)?;
         tracing::info!("Resume [ checkpoint : {}, step : {step} ]", prefix.display());
     }
     let mut events = EventWriter::create(&options.train_dir)?;
@@ -156,6 +158,20 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions, begin: impl FnO
         map: None,
     };
     run.finish()
+}
+
+/// Where a run goes on from before its best checkpoint, that one is no longer of its course: the best of those that are is marked in its place.
+fn reconsider_best(options: &TrainOptions, step: u64) -> Result<()> {
+    let folder = &options.train_dir;
+    if checkpoint::read_best(folder).is_none_or(|best| best.step <= step) {
+        return Ok(());
+    }
+    let evaluated = |step| Some(Best { step, map: eval_report::map_in(&eval_report::path(&options.eval_dir, step))? });
+    let kept = checkpoint::listed(folder)?.into_iter().filter(|&at| at <= step).filter_map(evaluated);
+    match kept.reduce(|best, other| if other.map > best.map { other } else { best }) {
+        Some(best) => checkpoint::write_best(folder, best),
+        None => checkpoint::forget_best(folder),
+    }
 }
 
 /// Batches from where the run stands.
@@ -253,7 +269,13 @@ impl Run<'_> {
                         let prefix = checkpoint.clone().context("a checkpoint was just saved")?;
                         match progress.pause(|| self.evaluate(&prefix)) {
                             Err(error) if exit::code(&error) == 130 => stop = true,
-                            done => done?,
+                            done => done.with_context(|| {
+                                let Self { step, options, .. } = self;
+                                format!(
+                                    "the evaluation of step {step} failed; the step is saved, and {} goes on from there",
+                                    options.again
+                                )
+                            })?,
                         }
                     }
                     if stop {
@@ -267,13 +289,11 @@ impl Run<'_> {
                 progress.finish();
             }
         }
-        let steps_done = self.step - first;
-        let images = steps_done as f64 * f64::from(options.config.batch_size());
+        let images = (self.step - first) as f64 * f64::from(options.config.batch_size());
         Ok(Trained {
             checkpoint: checkpoint.context("nothing was trained and there is no checkpoint: --num_steps must be at least 1")?,
             step: self.step,
             map: self.map,
-            steps_done,
             stepping,
             waited,
             images_per_second: images / stepping.as_secs_f64().max(1e-9),
@@ -282,10 +302,13 @@ impl Run<'_> {
 
     /// Evaluates the checkpoint at which the run stands, if that was broken off.
     fn make_up_for_evaluation(&mut self, checkpoint: Option<&Path>) -> Result<()> {
-        match checkpoint {
-            Some(prefix) if !eval_report::path(&self.options.eval_dir, self.step).exists() => self.evaluate(prefix),
-            _ => Ok(()),
+        let (Some(prefix), true) = (checkpoint, self.options.evaluation.is_some()) else { return Ok(()) };
+        let report = eval_report::path(&self.options.eval_dir, self.step);
+        if !report.exists() {
+            return self.evaluate(prefix);
         }
+        self.map = eval_report::map_in(&report);
+        Ok(())
     }
 
     /// One batch: losses, gradients, update. Returns what the progress line shows.
@@ -367,6 +390,8 @@ impl Run<'_> {
             None => error.context(format!("saving step {} into {}", self.step, folder.display())),
         })?;
         self.saved = self.step;
+        // One that is there already is of weights that were here before.
+        let _ = std::fs::remove_file(eval_report::path(&self.options.eval_dir, self.step));
         tracing::info!("Save [ checkpoint : {} ]", prefix.display());
         Ok(prefix)
     }
@@ -389,7 +414,7 @@ impl Run<'_> {
         let map = evaluated.report.pascal.map;
         self.map = Some(map);
         let best = checkpoint::read_best(&self.options.train_dir);
-        if map.is_finite() && best.is_none_or(|b| map > b.map || b.step > self.step) {
+        if map.is_finite() && best.is_none_or(|b| map > b.map) {
             checkpoint::write_best(&self.options.train_dir, Best { step: self.step, map })?;
         }
         Ok(())

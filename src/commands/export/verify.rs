@@ -9,7 +9,6 @@ use tch::Device;
 
 use crate::config::label_map::LabelMap;
 use crate::data::image;
-use crate::data::inputs;
 use crate::data::loader::{LoaderOptions, OnePass};
 use crate::detection::boxes::Detections;
 use crate::engine::detect::PictureDetector;
@@ -28,8 +27,10 @@ use crate::{exit, interrupt, outln};
 /// What to verify with.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Pictures, folders or globs; else the `records`.
+    /// Picture files; where there are none, those of the `records`.
     pub pictures: Vec<PathBuf>,
+    /// Where they are from, as people are told.
+    pub source: String,
     pub records: Vec<PathBuf>,
     /// At most so many; 0 for all.
     pub count: usize,
@@ -113,16 +114,15 @@ impl Reference {
     fn new(loaded: &LoadedModel, label_map: &LabelMap, options: &Options) -> Result<Self> {
         let mut pictures = Pictures::new()?;
         let limit = if options.count == 0 { usize::MAX } else { options.count };
-        let (source, groundtruth) = if options.pictures.is_empty() {
-            let names: Vec<String> = options.records.iter().map(|path| path.display().to_string()).collect();
-            (names.join(", "), Some(from_records(loaded, label_map, &options.records, limit, &mut pictures)?))
+        let source = options.source.clone();
+        let groundtruth = if options.pictures.is_empty() {
+            Some(from_records(loaded, label_map, &options.records, limit, &mut pictures)?)
         } else {
-            let names: Vec<String> = options.pictures.iter().map(|path| path.display().to_string()).collect();
-            for input in inputs::find(&options.pictures, Path::new(""))?.iter().take(limit) {
-                let bytes = std::fs::read(&input.path).with_context(|| format!("cannot read `{}`", input.path.display()))?;
-                pictures.add(&image::decode(&bytes).with_context(|| format!("`{}`", input.path.display()))?)?;
+            for path in options.pictures.iter().take(limit) {
+                let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+                pictures.add(&image::decode(&bytes).with_context(|| format!("`{}`", path.display()))?)?;
             }
-            (names.join(", "), None)
+            None
         };
         ensure!(!pictures.is_empty(), "there are no pictures in {source} to verify the export on");
         let mut detector = ModelDetector::new(loaded, label_map.clone())?;
