@@ -1,5 +1,5 @@
 # make demo    from nothing to a trained detector and its pictures, in demo/
-# make test    every test
+# make test    the tests
 # make build   the program, target/release/odh (this fetches libtorch, once)
 
 SHELL := /bin/bash

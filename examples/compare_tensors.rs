@@ -16,7 +16,7 @@ mod reference;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use odh::config::pipeline;
 use odh::data::image::decode_accurate;
 use odh::detection::boxes::{BBox, Detections, Groundtruth};
@@ -38,6 +38,7 @@ use tch::{Device, Kind, Tensor};
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [pictures, pairs @ ..] = args.as_slice() else { bail!("usage: compare_tensors PICTURES CONFIG NPZ ...") };
+    ensure!(pairs.len().is_multiple_of(2) && !pairs.is_empty(), "each CONFIG needs its NPZ");
     let mut different = false;
     for pair in pairs.chunks_exact(2) {
         let name = Path::new(&pair[0]).file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -67,7 +68,7 @@ struct Report {
 impl Report {
     fn add(&mut self, kind: &str, what: &str, difference: f64, tolerance: f64) {
         let entry = self.worst.entry(kind.to_string()).or_insert((0.0, 0));
-        entry.0 = if difference.is_nan() { f64::INFINITY } else { entry.0.max(difference) };
+        entry.0 = entry.0.max(if difference.is_nan() { f64::INFINITY } else { difference });
         entry.1 += 1;
         if difference.is_nan() || difference > tolerance {
             self.lines.push(format!("{kind} {what}: {difference:.1e}"));
@@ -525,7 +526,7 @@ fn step(
         let gradient = gradient + value.sign() * regularizer.l1() + value * regularizer.l2();
         let norm = l2(&values_in_tensorflow_layout(spec, &gradient)?);
         let golden_norm = golden.scalar(&format!("grad/{}/l2", spec.name));
-        let difference = ((norm - golden_norm).abs() - 1e-6 * global).max(0.0) / golden_norm.max(1e-30);
+        let difference = (reference::apart(norm, golden_norm) - 1e-6 * global).max(0.0) / golden_norm.max(1e-30);
         report.add("gradients", &format!("{} {norm:.3e} for {golden_norm:.3e}", spec.name), difference, 1e-3);
     }
     if compared != expected.len() {
@@ -540,7 +541,7 @@ fn step(
         let key = format!("delta/{}/l2", spec.name);
         if golden.has(&key) {
             let (mine, theirs) = (l2(&delta), golden.scalar(&key));
-            let difference = ((mine - theirs).abs() - rounding).max(0.0) / theirs.max(mine).max(1e-30);
+            let difference = (reference::apart(mine, theirs) - rounding).max(0.0) / theirs.max(mine).max(1e-30);
             let kind = if spec.name.contains("/moving_") { "moving averages" } else { "changes" };
             report.add(kind, &format!("{} {mine:.3e} for {theirs:.3e}", spec.name), difference, 1e-2);
         }

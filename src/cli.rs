@@ -129,9 +129,12 @@ fn causes(error: &anyhow::Error) -> Vec<String> {
     told
 }
 
-/// What an error says, without libtorch's C++ frames, and with advice where a GPU's memory ran out.
+/// What an error says, without libtorch's C++ frames, and with advice where memory ran out.
 fn as_told(error: &str) -> String {
     let text = shim::plain(error);
+    if let Some(line) = text.lines().find(|line| line.contains("DefaultCPUAllocator")) {
+        return format!("{}; a smaller --batch_size or smaller pictures (image_resizer) need less", line.trim_end_matches('.'));
+    }
     // libtorch's own allocator and the driver; cuBLAS and cuDNN.
     let signs = ["out of memory", "STATUS_ALLOC_FAILED"];
     match text.lines().find(|line| signs.iter().any(|sign| line.contains(sign))) {

@@ -209,7 +209,7 @@ fn any_tensors_of_any_names_read_back_as_written() {
 /// A Python with TensorFlow, named by `ODH_TENSORFLOW_PYTHON`.
 fn tensorflow(script: &str, arguments: &[&Path]) -> Option<String> {
     let Some(python) = std::env::var_os("ODH_TENSORFLOW_PYTHON") else {
-        eprintln!("skipped: ODH_TENSORFLOW_PYTHON does not name a Python with TensorFlow");
+        common::say("skipped: ODH_TENSORFLOW_PYTHON does not name a Python with TensorFlow");
         return None;
     };
     let output = Command::new(python).arg("-c").arg(script).args(arguments).env("TF_CPP_MIN_LOG_LEVEL", "3").output().unwrap();

@@ -73,6 +73,17 @@ fn every_truncation_of_a_picture_is_found_without_decoding_it() {
 }
 
 #[test]
+fn a_bmp_whose_header_gives_another_length_is_whole() {
+    let good = std::fs::read(fixtures().join("photo.bmp")).unwrap();
+    for length in [0, 1, good.len() as u32 + 2, u32::MAX] {
+        let bytes = [&good[..2], &length.to_le_bytes(), &good[6..]].concat();
+        assert!(check_structure(&bytes).is_ok(), "{length}");
+        assert_eq!(decode(&bytes).unwrap(), decode(&good).unwrap(), "{length}");
+        assert!(check_structure(&bytes[..bytes.len() - 1]).is_err(), "{length}");
+    }
+}
+
+#[test]
 fn a_truncated_picture_is_refused_at_whatever_byte_it_ends() {
     for name in ["420.jpg", "420_progressive.jpg", "restarts.jpg", "grey.jpg", "rgba.png", "photo.bmp"] {
         let bytes = std::fs::read(fixtures().join(name)).unwrap();

@@ -1,5 +1,7 @@
 //! Event files as TensorBoard itself reads them (where a Python with TensorBoard is at hand).
 
+mod common;
+
 use std::io::Cursor;
 use std::process::Command;
 
@@ -9,7 +11,7 @@ use odh::formats::events::EventWriter;
 #[test]
 fn tensorboard_shows_scalars_and_pictures_and_drops_what_a_restart_made_void() {
     let Some(python) = std::env::var_os("ODH_TENSORFLOW_PYTHON") else {
-        eprintln!("skipped: ODH_TENSORFLOW_PYTHON does not name a Python with TensorBoard");
+        common::say("skipped: ODH_TENSORFLOW_PYTHON does not name a Python with TensorBoard");
         return;
     };
     let folder = tempfile::tempdir().unwrap();

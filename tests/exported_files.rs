@@ -153,8 +153,10 @@ fn assert_same(what: &str, expected: &Detections, found: &Detections) {
     let mut free: Vec<usize> = (0..found.scores.len()).collect();
     for i in 0..expected.scores.len() {
         let off = |j: usize| {
-            let boxes = expected.boxes[i].iter().zip(&found.boxes[j]).map(|(a, b)| (a - b).abs());
-            boxes.fold((expected.scores[i] - found.scores[j]).abs(), f32::max)
+            // What is no number is as far off as can be; `f32::max` would pass over it.
+            let apart = |a: f32, b: f32| Some((a - b).abs()).filter(|apart| !apart.is_nan()).unwrap_or(f32::INFINITY);
+            let boxes = expected.boxes[i].iter().zip(&found.boxes[j]).map(|(&a, &b)| apart(a, b));
+            boxes.fold(apart(expected.scores[i], found.scores[j]), f32::max)
         };
         let same = free.iter().copied().filter(|&j| found.classes[j] == expected.classes[i]);
         let nearest = same.min_by(|&a, &b| off(a).total_cmp(&off(b))).unwrap_or_else(|| panic!("{what}: {i} has no partner"));

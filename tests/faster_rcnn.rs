@@ -361,6 +361,14 @@ fn the_parts_that_are_not_there_are_refused_by_name() {
         ("initial_crop_size", |m| m.initial_crop_size = None),
         ("fc_hyperparams.op", |m| mask_rcnn(m).fc_hyperparams.as_mut().unwrap().op = None),
         ("second_stage_post_processing", |m| m.second_stage_post_processing = None),
+        ("first_stage_nms_iou_threshold: 7", |m| m.first_stage_nms_iou_threshold = Some(7.0)),
+        ("dropout_keep_probability: 1.5", |m| {
+            mask_rcnn(m).use_dropout = Some(true);
+            mask_rcnn(m).dropout_keep_probability = Some(1.5);
+        }),
+        ("hard_example_miner.iou_threshold: -1", |m| {
+            m.hard_example_miner = Some(pb::HardExampleMiner { iou_threshold: Some(-1.0), ..Default::default() });
+        }),
     ];
     for (name, change) in changes {
         let mut config = small();

@@ -449,7 +449,7 @@ impl Compared {
     /// * `floors`: differences in the norm, and in a sample, that are not counted.
     fn new(golden: &Golden, kind: &str, name: &str, values: &[f32], floors: [f64; 2]) -> Self {
         let relative =
-            |mine: f64, golden: f64, floor: f64, scale: f64| ((mine - golden).abs() - floor).max(0.0) / scale.max(1e-30);
+            |mine: f64, golden: f64, floor: f64, scale: f64| (reference::apart(mine, golden) - floor).max(0.0) / scale.max(1e-30);
         let l2 = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         let expected = golden.scalar(&format!("{kind}/{name}/l2"));
         let norm = relative(l2, expected, floors[0], expected);

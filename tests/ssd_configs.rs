@@ -580,3 +580,34 @@ fn inception_v3_has_its_layers_under_upstreams_names() {
     let error = format!("{:#}", from_config(&tiny).err().unwrap());
     assert!(error.contains("model.ssd.image_resizer") && error.contains("no cells"), "{error}");
 }
+
+#[test]
+fn values_that_nothing_can_be_learnt_with_are_refused_by_name() {
+    for (from, to, said) in [
+        ("iou_threshold: 0.99", "iou_threshold: -1", "model.ssd.loss.hard_example_miner.iou_threshold: -1"),
+        (
+            "negatives_lower_than_unmatched: true",
+            "negatives_lower_than_unmatched: false",
+            "negatives_lower_than_unmatched: false",
+        ),
+        ("y_scale: 10.0", "y_scale: 0", "y_scale"),
+        ("aspect_ratios: 0.5", "aspect_ratios: -0.5", "ssd_anchor_generator.aspect_ratios"),
+        ("max_scale: 0.95", "max_scale: 0.95 scales: [0.1, 0.2, 0.3, 0, 0.5, 0.6]", "ssd_anchor_generator.scales"),
+        ("min_scale: 0.2", "min_scale: 0", "min_scale 0"),
+        ("depth_multiplier: 1.0", "depth_multiplier: -1", "feature_extractor.depth_multiplier: -1"),
+        ("min_depth: 0\n        max_depth: 0", "min_depth: 64 max_depth: 32", "min_depth 64 is above max_depth 32"),
+        ("kernel_size: 1", "kernel_size: 0", "kernel_size: 0"),
+        (
+            "use_dropout: false\n        dropout_keep_probability: 0.8",
+            "use_dropout: true dropout_keep_probability: 1.8",
+            "dropout_keep_probability: 1.8",
+        ),
+        ("weighted_smooth_l1 {", "weighted_smooth_l1 { delta: 0", "weighted_smooth_l1.delta: 0"),
+    ] {
+        let refused = match from_config(&zoo_config(V1, &[(from, to)])) {
+            Ok(_) => panic!("{to} is taken"),
+            Err(error) => format!("{error:#}"),
+        };
+        assert!(refused.contains(said), "{to}: {refused}");
+    }
+}

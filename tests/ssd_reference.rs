@@ -303,7 +303,7 @@ struct Compared {
 
 impl Compared {
     fn new(golden: &Golden, kind: &str, name: &str, values: &[f32], floor: f64) -> Self {
-        let relative = |mine: f64, golden: f64, scale: f64| ((mine - golden).abs() - floor).max(0.0) / scale.max(1e-30);
+        let relative = |mine: f64, golden: f64, scale: f64| (reference::apart(mine, golden) - floor).max(0.0) / scale.max(1e-30);
         let l2 = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         let expected = golden.scalar(&format!("{kind}/{name}/l2"));
         let samples = golden.get(&format!("{kind}/{name}/s"));

@@ -422,6 +422,95 @@ fn pretrained_weights_that_do_not_fit_or_are_not_there_are_errors() {
     assert!(!folder.path().join("train_dir/tiny/checkpoint").exists());
 }
 
+/// What `best.json` holds: the step and its mAP@0.5.
+fn best(folder: &Path) -> (u64, f64) {
+    let best: serde_json::Value = serde_json::from_slice(&fs::read(folder.join("train_dir/tiny/best.json")).unwrap()).unwrap();
+    (best["step"].as_u64().unwrap(), best["map"].as_f64().unwrap())
+}
+
+#[test]
+fn the_best_of_a_course_that_was_left_is_not_the_best_of_the_new_one() {
+    let folder = project();
+    trained(folder.path(), &["-s", "4", "-n", "2", "--export", "False"]);
+    let report = |step: u64| folder.path().join(format!("eval_dir/tiny/eval-{step}.json"));
+    let map_of = |step: u64| {
+        let report: serde_json::Value = serde_json::from_slice(&fs::read(report(step)).unwrap()).unwrap();
+        report["pascal"]["mAP@0.5IOU"].as_f64().unwrap()
+    };
+    // As if step 4 had been very good.
+    let mark = folder.path().join("train_dir/tiny/best.json");
+    fs::write(&mark, r#"{"step": 4, "map": 2.0}"#).unwrap();
+    let first = map_of(2);
+    trained(folder.path(), &["-s", "4", "-n", "2", "--checkpoint", "train_dir/tiny/model.ckpt-2", "--export", "False"]);
+    let (step, map) = best(folder.path());
+    assert_eq!((step, map), if map_of(4) > first { (4, map_of(4)) } else { (2, first) });
+    // Where nothing says how good the rest was, none is the best until the next evaluation.
+    fs::write(&mark, r#"{"step": 4, "map": 2.0}"#).unwrap();
+    fs::remove_file(report(2)).unwrap();
+    trained(folder.path(), &["-s", "3", "-e", "False", "--checkpoint", "train_dir/tiny/model.ckpt-2", "--export", "False"]);
+    assert!(!mark.exists());
+    // A finished training that is asked for again tells what its evaluation gave.
+    trained(folder.path(), &["-s", "4", "-n", "4", "--export", "False"]);
+    let again = trained(folder.path(), &["-s", "4", "-n", "4", "--export", "False"]);
+    let told = format!("mAP@0.5 {:.4}", map_of(4));
+    assert!(String::from_utf8_lossy(&again.stdout).contains(&told), "{told}: {}", String::from_utf8_lossy(&again.stdout));
+}
+
+#[test]
+fn a_reset_that_cannot_begin_deletes_nothing_and_no_training_starts_that_could_not_be_evaluated() {
+    let folder = project();
+    trained(folder.path(), &["-s", "2", "-e", "False", "--export", "False"]);
+    fs::create_dir(folder.path().join("eval_dir")).unwrap();
+    fs::write(folder.path().join("eval_dir/tiny"), "").unwrap();
+    for more in [&["-r", "-s", "2"][..], &["-s", "4"], &["-r", "-s", "2", "-e", "False"]] {
+        let output = train(folder.path(), more);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains("eval_dir/tiny"), "{more:?}: {said}");
+        assert_eq!(steps(folder.path()), [2], "{more:?}");
+    }
+}
+
+#[test]
+fn the_config_that_is_kept_names_what_the_training_began_with() {
+    let folder = project();
+    let at = |name: &str| folder.path().join(name);
+    let config = fs::read_to_string(at("tiny.config")).unwrap();
+    let all = "train_config { from_detection_checkpoint: true load_all_detection_checkpoint_vars: true";
+    fs::write(at("tiny.config"), config.replace("train_config {", all)).unwrap();
+    trained(folder.path(), &["-s", "2", "-e", "False", "--export", "False"]);
+    fs::create_dir(at("own")).unwrap();
+    for end in ["index", "data-00000-of-00001"] {
+        fs::copy(at(&format!("train_dir/tiny/model.ckpt-2.{end}")), at(&format!("own/model.ckpt.{end}"))).unwrap();
+    }
+    let kept = || {
+        let config = fs::read_to_string(at("train_dir/tiny/pipeline.config")).unwrap();
+        config.lines().find(|line| line.contains("fine_tune_checkpoint:")).map(|line| line.trim().to_string())
+    };
+    assert_eq!(kept(), None, "it began with random values");
+    let named = Some("fine_tune_checkpoint: \"own/model.ckpt\"".to_string());
+    let begin = [
+        "train",
+        "--pipeline_config",
+        "tiny.config",
+        "--fine_tune_checkpoint",
+        "own/model.ckpt",
+        "-e",
+        "False",
+        "--export",
+        "False",
+    ];
+    let run = |more: &[&str]| {
+        let output = odh().current_dir(folder.path()).args(begin).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let said = run(&["-r", "-s", "1"]);
+    assert!(said.contains("own/model.ckpt: ") && said.contains(" restored, 0 skipped for their shape, 0 missing"), "{said}");
+    assert_eq!(kept(), named);
+    run(&["-s", "2"]);
+    assert_eq!(kept(), named, "resumed");
+}
+
 #[test]
 fn a_config_that_asks_for_moving_averages_has_them_evaluated_and_exported() {
     let folder = project();

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 
+use super::names::names;
 use super::{inception_resnet_v2, inception_v2, nasnet, resnet_v1};
 use crate::net::graph::{Graph, NodeId};
 use crate::net::layers::Scope;
@@ -17,7 +18,7 @@ const BACKBONES: [(&str, FasterRcnnBackbone); 6] = [
 ];
 
 /// The names.
-pub const TYPES: &[&str] = &super::names(&BACKBONES);
+pub const TYPES: &[&str] = &names(&BACKBONES);
 
 /// Where the variables of the first stage are; what is restored from a checkpoint by default, with the second's.
 pub const FIRST_STAGE_SCOPE: &str = "FirstStageFeatureExtractor";

@@ -7,20 +7,10 @@ mod inception_v2;
 mod inception_v3;
 mod mobilenet_v1;
 mod mobilenet_v2;
+mod names;
 mod nasnet;
 mod resnet_v1;
 pub mod ssd;
 pub mod ssd_feature_maps;
 
 pub use depth::Depth;
-
-/// The names of a table, in its order.
-const fn names<T, const N: usize>(table: &[(&'static str, T); N]) -> [&'static str; N] {
-    let mut names = [""; N];
-    let mut i = 0;
-    while i < N {
-        names[i] = table[i].0;
-        i += 1;
-    }
-    names
-}

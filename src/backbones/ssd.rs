@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 
 use super::depth::Depth;
+use super::names::names;
 use super::ssd_feature_maps::{FeatureMapOptions, multi_resolution_feature_maps};
 use super::{inception_v2, inception_v3, mobilenet_v1, mobilenet_v2};
 use crate::net::graph::{Graph, MovingVariance, NodeId, Op, Padding, Window};
@@ -20,7 +21,7 @@ const BACKBONES: [(&str, SsdBackbone); 5] = [
 ];
 
 /// The names.
-pub const TYPES: &[&str] = &super::names(&BACKBONES);
+pub const TYPES: &[&str] = &names(&BACKBONES);
 
 /// What makes a backbone an SSD's feature extractor.
 #[derive(Debug, Clone, Copy)]

@@ -30,7 +30,7 @@ Examples:
   odh export --verify                                     # and prove that they find what the model finds
 
 export_dir/MODEL/ then has frozen_inference_graph.pb, saved_model/, model.onnx, model.torchscript.pt, model.ckpt.*, checkpoint,
-pipeline.config, label_map.pbtxt and labels.txt (line i names class i). An earlier export there is replaced, but only once the
+pipeline.config, label_map.pbtxt, labels.txt (line i names class i) and export.json. An earlier export there is replaced, but only once the
 new one is complete.";
 
 /// What `odh export` is told.
@@ -146,6 +146,12 @@ pub fn run(args: Args) -> Result<()> {
             output_dir.display()
         )));
     }
+    if parity.ran() && !parity.compared() {
+        tracing::warn!(
+            "the model finds nothing on these pictures, so that nothing was compared and the files are not proven equal; \
+             --verify_pictures names others"
+        );
+    }
     if !parity.ran() {
         bail!(
             "the export is in `{}`, but nothing of it could be run here: see above; --python names a Python that has TensorFlow or \
@@ -184,8 +190,10 @@ pub fn write(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
     let step = exported.step.map_or_else(|| "no step".to_string(), |step| format!("step {step}"));
     let models: Vec<String> =
         exported.models.iter().map(|(path, bytes)| format!("{} : {:.1} MB", path.display(), *bytes as f64 / 1e6)).collect();
-    tracing::info!("Export Success [ {step}, {}, {:.1} s ]", models.join(", "), start.elapsed().as_secs_f64());
-    for (path, _) in &exported.models {
+    let drifted = exported.parity.as_ref().is_some_and(|parity| !parity.drifted().is_empty());
+    let outcome = if drifted { "drifted" } else { "Success" };
+    tracing::info!("Export {outcome} [ {step}, {}, {:.1} s ]", models.join(", "), start.elapsed().as_secs_f64());
+    for (path, _) in exported.models.iter().filter(|_| !drifted) {
         outln!("exported {} ({step}) -> {}", input.checkpoint.display(), path.display());
     }
     Ok(exported)

@@ -438,7 +438,7 @@ fn hoped(args: &Args, labelled: &[Labelled], given: Option<&Given>, classes: &Cl
             LabelMap::from_names(names.map(str::trim).collect::<BTreeSet<_>>())
         }
     };
-    if map.num_classes() > args.max_num_classes && matches!(classes, Classes::ToWrite) {
+    if map.num_classes() > args.max_num_classes {
         return None;
     }
     let mut ids: HashMap<&str, u32> = HashMap::new();

@@ -13,6 +13,15 @@ pub use crate::data::resize::{resize_bilinear, resize_bilinear_into};
 /// Pixels in one picture that are still decoded: TensorFlow refuses 2^29 samples or more.
 pub const MAX_PIXELS: u64 = (1 << 29) / 3;
 
+/// What files of pictures that can be read end in, in lower case. What a file is, its bytes say.
+pub const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "webp"];
+
+/// What files of other pictures end in: they cannot be read, which is said rather than left unsaid.
+pub const OTHER_EXTENSIONS: [&str; 27] = [
+    "tif", "tiff", "heic", "heif", "avif", "jp2", "j2k", "jxl", "ico", "cur", "icns", "pbm", "pgm", "ppm", "pnm", "svg", "svgz",
+    "tga", "wbmp", "xbm", "xpm", "pcx", "psd", "exr", "dng", "cr2", "nef",
+];
+
 /// A decoded picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RgbImage {
@@ -115,8 +124,8 @@ pub fn size(bytes: &[u8]) -> Result<(usize, usize)> {
 
 /// Checks the file's own framing from its header to its end, without decoding: finds truncated files.
 ///
-/// JPEG: every marker up to end-of-image; PNG: every chunk up to IEND; GIF: its trailer; BMP and WebP: the length that
-/// their header gives.
+/// JPEG: every marker up to end-of-image; PNG: every chunk up to IEND; GIF: its trailer; BMP: the end of its rows, where
+/// their length is known, or else that of the header, which WebP goes by too.
 ///
 /// # Errors
 /// If the bytes are no picture, or stop before the end that their framing promises.
@@ -128,9 +137,9 @@ pub fn check_structure(bytes: &[u8]) -> Result<()> {
         Format::Png => png::check_structure(bytes),
         Format::Gif => gif_blocks_to_the_end(bytes),
         Format::Bmp => {
-            let said = bytes.get(2..6).map_or(0, le32);
-            // Some writers leave the length 0.
-            if said as usize > bytes.len() {
+            // Some writers give 0 as the length, or too much.
+            let said = bmp_pixels_end(bytes).unwrap_or_else(|| bytes.get(2..6).map_or(0, le32) as usize);
+            if said > bytes.len() {
                 bail!("the bmp has {} bytes where its header promises {said}; the file is truncated, copy it again", bytes.len());
             }
             Ok(())
@@ -146,6 +155,23 @@ pub fn check_structure(bytes: &[u8]) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Where the rows of a BMP end that is not compressed; its header's own length may be anything.
+fn bmp_pixels_end(bytes: &[u8]) -> Option<usize> {
+    let number = |at: usize, length: usize| bytes.get(at..at + length).map(le32);
+    let (width, height, bits, compression) = match number(14, 4)? {
+        12 => (number(18, 2)?, number(20, 2)?, number(24, 2)?, 0),
+        // A height below 0 says that the first row is the top one.
+        _ => (number(18, 4)?, (number(22, 4)? as i32).unsigned_abs(), number(28, 2)?, number(30, 4)?),
+    };
+    // None, and the masks of a pixel's colours.
+    let row = (u64::from(width) * u64::from(bits)).div_ceil(32) * 4;
+    if !matches!(compression, 0 | 3) {
+        return None;
+    }
+    let end = row.saturating_mul(height.into()).saturating_add(number(10, 4)?.into());
+    usize::try_from(end).ok()
 }
 
 fn le32(bytes: &[u8]) -> u32 {

@@ -1,23 +1,17 @@
 //! The pictures that a command line means: files, folders (with all below them) and globs.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use walkdir::WalkDir;
 
-/// What a file in a folder must end in to be taken for a picture, in any case. A file that is named itself may end in anything.
-const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "webp"];
+use super::dataset::walk::path_as_text;
+use super::image::{EXTENSIONS, OTHER_EXTENSIONS};
 
 /// What lies beside pictures in this trade and is none: passed over where several files are given, as a shell's `*` gives them.
 const BESIDE: [&str; 10] = ["xml", "csv", "json", "txt", "log", "pbtxt", "record", "config", "md", "zip"];
-
-/// What pictures of other kinds end in: they cannot be looked at, which is said rather than left unsaid.
-const OTHER_PICTURES: [&str; 18] = [
-    "tif", "tiff", "heic", "heif", "avif", "jp2", "j2k", "jxl", "psd", "svg", "tga", "pcx", "ppm", "pgm", "pbm", "dng", "cr2",
-    "nef",
-];
 
 /// One picture to look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +20,7 @@ pub struct Input {
     /// Where its results go, below the output folder: the path below the folder that was given, or the file's name. No
     /// two pictures have the same; where they would (`a/1.jpg b/1.jpg`), the names of the folders above stand before it.
     pub place: PathBuf,
-    /// `place` as text, with `/` between folders; bytes that are not UTF-8 are written `\xFF`.
+    /// `place` as text, as tfgen writes and reads it too, with `/` between folders.
     pub name: String,
 }
 
@@ -38,7 +32,7 @@ pub struct Input {
 ///
 /// # Errors
 /// If an argument is no file, no folder and matches nothing, if no picture is found at all, or if a picture's result would
-/// stand in its own place.
+/// stand in the place of one that is looked at.
 pub fn find(arguments: &[PathBuf], output: Option<&Path>) -> Result<Vec<Input>> {
     let mut finder =
         Finder { output: output.map(canonical), seen: HashSet::new(), found: Vec::new(), taken: 0, others: BTreeSet::new() };
@@ -94,10 +88,20 @@ pub fn find(arguments: &[PathBuf], output: Option<&Path>) -> Result<Vec<Input>> 
         tracing::warn!("{fault}");
     }
     let inputs = name_apart(finder.found);
-    for (input, output) in inputs.iter().filter_map(|input| Some((input, output?))) {
-        let result = output.join(&input.place);
-        if result.exists() && canonical(&result) == canonical(&input.path) {
-            bail!("the annotated picture would replace `{}` itself; name another folder with --output_dir", input.path.display());
+    if let Some(output) = output {
+        let looked_at: HashMap<PathBuf, &Path> =
+            inputs.iter().map(|input| (canonical(&input.path), input.path.as_path())).collect();
+        for input in &inputs {
+            let result = output.join(&input.place);
+            if result.exists()
+                && let Some(replaced) = looked_at.get(&canonical(&result))
+            {
+                bail!(
+                    "the annotated picture of `{}` would replace `{}`, which is to be looked at; name another folder with --output_dir",
+                    input.path.display(),
+                    replaced.display()
+                );
+            }
         }
     }
     Ok(inputs)
@@ -193,7 +197,7 @@ impl Finder {
                     let below = entry.path().strip_prefix(folder).unwrap_or(entry.path());
                     self.take_file(entry.path(), &prefix.join(below));
                 }
-                Ok(entry) if entry.file_type().is_file() && ends_in(entry.path(), &OTHER_PICTURES) => {
+                Ok(entry) if entry.file_type().is_file() && ends_in(entry.path(), &OTHER_EXTENSIONS) => {
                     self.others.insert(entry.into_path());
                 }
                 Ok(_) => {}
@@ -231,11 +235,11 @@ fn name_apart(found: Vec<FoundFile>) -> Vec<Input> {
         let more = length.saturating_sub(below.len()).min(above);
         real[i][above - more..above].iter().chain(&below).collect()
     };
-    let whole: Vec<String> = (0..found.len()).map(|i| text_of(&place(i, real[i].len())).to_lowercase()).collect();
+    let whole: Vec<String> = (0..found.len()).map(|i| path_as_text(&place(i, real[i].len())).to_lowercase()).collect();
     loop {
         let mut by_name: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for (i, &length) in lengths.iter().enumerate() {
-            by_name.entry(text_of(&place(i, length)).to_lowercase()).or_default().push(i);
+            by_name.entry(path_as_text(&place(i, length)).to_lowercase()).or_default().push(i);
         }
         // No folder above tells apart what differs in upper and lower case only; numbers do.
         let alike = |group: &[usize]| group.iter().all(|&i| whole[i] == whole[group[0]]);
@@ -256,14 +260,14 @@ fn name_apart(found: Vec<FoundFile>) -> Vec<Input> {
         let mut place = place(i, lengths[i]);
         // Two links to one name in different folders that were both walked to their roots: numbers tell them apart.
         for number in 2.. {
-            if taken.insert(text_of(&place).to_lowercase()) {
+            if taken.insert(path_as_text(&place).to_lowercase()) {
                 break;
             }
             let mut name = OsString::from(format!("{number}-"));
             name.push(file.below.file_name().unwrap_or_default());
             place.set_file_name(name);
         }
-        inputs.push(Input { path: file.path.clone(), name: text_of(&place), place });
+        inputs.push(Input { path: file.path.clone(), name: path_as_text(&place), place });
     }
     inputs
 }
@@ -275,22 +279,6 @@ fn normal_parts(path: &Path) -> Vec<OsString> {
             _ => None,
         })
         .collect()
-}
-
-/// A relative path as text.
-fn text_of(path: &Path) -> String {
-    let parts: Vec<String> = path
-        .components()
-        .map(|part| {
-            let mut text = String::new();
-            for chunk in part.as_os_str().as_encoded_bytes().utf8_chunks() {
-                text.push_str(chunk.valid());
-                text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02X}")));
-            }
-            text
-        })
-        .collect();
-    parts.join("/")
 }
 
 #[cfg(test)]
@@ -410,6 +398,10 @@ mod tests {
         }
         let error = find(&[f.path().to_path_buf()], Some(f.path())).unwrap_err();
         assert!(error.to_string().contains("b.jpg"), "{error}");
+        // Nor another's that is looked at.
+        let f = folder(&["x/sub/b.jpg", "detections/sub/b.jpg"]);
+        let error = names(&f, &["x", "detections/sub/b.jpg"]).unwrap_err().to_string();
+        assert!(error.contains("of `") && error.contains("detections/sub/b.jpg") && error.contains("--output_dir"), "{error}");
     }
 
     #[test]
@@ -436,12 +428,12 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn names_that_are_not_utf8_are_found_and_written_with_escapes() {
+    fn names_that_are_not_utf8_are_found_and_written_as_tfgen_reads_them() {
         use std::os::unix::ffi::OsStrExt;
         let f = folder(&["p/a.jpg"]);
         let odd = OsStr::from_bytes(b"p/\xB0\xA1.jpg");
         std::fs::write(f.path().join(odd), b"").unwrap();
-        assert_eq!(names(&f, &["p"]).unwrap(), ["a.jpg", "\\xB0\\xA1.jpg"]);
+        assert_eq!(names(&f, &["p"]).unwrap(), ["a.jpg", "가.jpg"]);
         let found = find(&[f.path().join(odd)], Some(Path::new("out"))).unwrap();
         assert_eq!(found[0].place.as_os_str().as_bytes(), b"\xB0\xA1.jpg");
         assert!(find(&[f.path().join(OsStr::from_bytes(b"p/*\xFF"))], Some(Path::new("out"))).is_err());

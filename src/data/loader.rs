@@ -3,7 +3,8 @@
 //! Worker threads read, decode, augment and resize; one more puts the results together to batches and keeps `prefetch` of
 //! them ready, so [`Loader::next`] only hands one over. Which picture comes when, and how it is augmented, follows from the
 //! seed and the position alone: any number of threads gives the same batches, and a run that starts at a saved position
-//! goes on exactly. Memory is bounded by the batches ready, one batch in the making and one decoded picture a thread.
+//! goes on exactly. Memory is bounded by the batches ready, one batch in the making, and the pictures that threads have
+//! decoded ahead of it: as many as a batch has, or two a thread where that is more.
 //!
 //! A record that cannot be used (wrong checksum, no tf.Example, a picture that does not decode, a class outside the label
 //! map) is an error at the batch it belongs to, and ends the loading: a training that goes on without pictures that its

@@ -5,7 +5,7 @@
 //! pictures of a class that has no more are tied together, one on each side, and move as one; classes that are on one side
 //! after all are brought over in a random walk (Selman et al., Noise Strategies for Improving Local Search, 1994).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -80,6 +80,7 @@ const NOISE: f64 = 0.2;
 ///
 /// A class that is in two or more units is on both sides wherever that is possible; one in a single unit trains.
 pub fn split(units: &[Unit], rate: f64, seed: u64) -> Vec<Side> {
+    let units = &counted_anew(units);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     if units.len() <= FEW {
         return best_of_all(Search::new(units, rate), &mut rng);
@@ -97,6 +98,17 @@ pub fn split(units: &[Unit], rate: f64, seed: u64) -> Vec<Side> {
         }
     }
     best.map(|(_, sides)| sides).unwrap_or_default()
+}
+
+/// The same units, their classes counted without gaps: a label map's ids may be any, and what is kept of each class is little but not nothing.
+fn counted_anew(units: &[Unit]) -> Vec<Unit> {
+    let classes: BTreeSet<usize> = units.iter().flat_map(|unit| &unit.classes).map(|&(class, ..)| class).collect();
+    let number: HashMap<usize, usize> = classes.into_iter().enumerate().map(|(number, class)| (class, number)).collect();
+    let renumbered = |unit: &Unit| Unit {
+        pictures: unit.pictures,
+        classes: unit.classes.iter().map(|&(class, pictures, boxes)| (number[&class], pictures, boxes)).collect(),
+    };
+    units.iter().map(renumbered).collect()
 }
 
 /// The best split of few units, of equals one at random.
@@ -553,6 +565,14 @@ mod tests {
             let off = train as f64 - 0.8 * (train + validate) as f64;
             assert!(off.abs() <= 1.0, "class {class}: {train} and {validate}");
         }
+    }
+
+    #[test]
+    fn what_a_class_is_called_changes_nothing() {
+        let units = singles(&[&[0, 2], &[0, 1, 3], &[1, 2, 4], &[3, 4], &[0], &[1]]);
+        let mut high = units.clone();
+        high.iter_mut().flat_map(|unit| &mut unit.classes).for_each(|(class, ..)| *class = *class * 400_000_000 + 7);
+        assert_eq!(split(&high, 0.5, 3), split(&units, 0.5, 3));
     }
 
     #[test]

@@ -406,3 +406,93 @@ fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
     path.push(suffix);
     path.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::net::graph::{Initializer, Regularizer, Variable, VariableKind};
+
+    /// Vectors, each filled with `value`.
+    fn variables(of: &[(&str, i64)], value: f32) -> Variables {
+        let specs: Vec<Variable> = of
+            .iter()
+            .map(|&(name, length)| Variable {
+                name: name.to_string(),
+                shape: vec![length],
+                kind: VariableKind::Vector,
+                trainable: true,
+                initializer: Initializer::Constant(value),
+                regularizer: Regularizer::None,
+            })
+            .collect();
+        Variables::new(&specs, 0, Device::Cpu).unwrap()
+    }
+
+    const MODEL: [(&str, i64); 4] = [("Feature/a", 2), ("Feature/b", 3), ("Box/class", 2), ("Box/new", 1)];
+
+    /// A checkpoint of ones; what is restored of it into a model of zeros, and the first value of each of its variables then.
+    fn restored(checkpoint: &[(&str, i64)], what: FineTune) -> Result<(Restored, Vec<f32>)> {
+        let folder = tempfile::tempdir().unwrap();
+        let prefix = folder.path().join("model.ckpt-7");
+        write(&prefix, &variables(checkpoint, 1.0), None, 7).unwrap();
+        let mut model = variables(&MODEL, 0.0);
+        let report = fine_tune(&prefix, &mut model, what)?;
+        let values = (0..MODEL.len()).map(|i| model.to_tensorflow(i).unwrap()[0]).collect();
+        Ok((report, values))
+    }
+
+    fn names(of: &[&str]) -> Vec<String> {
+        of.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_has_name_and_shape_is_restored_and_the_rest_is_told_by_its_reason() {
+        // The predictor was of other classes.
+        let checkpoint = [("Feature/a", 2), ("Feature/b", 3), ("Box/class", 9), ("Other", 1)];
+        let (report, values) = restored(&checkpoint, FineTune::All).unwrap();
+        let expected = Restored {
+            restored: names(&["Feature/a", "Feature/b"]),
+            other_shape: names(&["Box/class"]),
+            missing: names(&["Box/new"]),
+            out_of_scope: vec![],
+        };
+        assert_eq!((report, values), (expected, vec![1.0, 1.0, 0.0, 0.0]));
+
+        let whole = [("Feature/a", 2), ("Feature/b", 3), ("Box/class", 2), ("Box/new", 1)];
+        let (report, values) = restored(&whole, FineTune::Scopes(&["Feature/"])).unwrap();
+        let expected = Restored {
+            restored: names(&["Feature/a", "Feature/b"]),
+            out_of_scope: names(&["Box/class", "Box/new"]),
+            ..Restored::default()
+        };
+        assert_eq!((report, values), (expected, vec![1.0, 1.0, 0.0, 0.0]));
+    }
+
+    #[test]
+    fn a_classification_checkpoint_has_names_of_its_own() {
+        // `a` under the network's own name, `b` without any.
+        let own = |_: &str, name: &str| format!("Network/{name}");
+        let (report, values) =
+            restored(&[("Network/a", 2), ("b", 3), ("logits", 5)], FineTune::Classification(&["Feature/"], &own)).unwrap();
+        assert_eq!(report.restored, ["Feature/a", "Feature/b"]);
+        assert_eq!(report.out_of_scope, ["Box/class", "Box/new"]);
+        assert_eq!(values, [1.0, 1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_checkpoint_of_which_nothing_fits_is_an_error_that_says_what_each_side_has() {
+        let error = |checkpoint: &[(&str, i64)], what| restored(checkpoint, what).unwrap_err().to_string();
+        let said = error(&[("First/a", 2), ("Feature/a", 9)], FineTune::All);
+        assert!(
+            said.contains("not one variable fits") && said.contains("Feature/a, First/a") && said.contains("Feature/b"),
+            "{said}"
+        );
+        let own = |_: &str, name: &str| name.to_string();
+        let said = error(&[("Feature/a", 2)], FineTune::Classification(&["Feature/"], &own));
+        assert!(said.contains("from_detection_checkpoint: true"), "{said}");
+        let said = error(&[("Network/a", 2)], FineTune::Scopes(&["Feature/"]));
+        assert!(said.contains("from_detection_checkpoint: false"), "{said}");
+    }
+}

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
 use super::checkpoint::{self, Best, FineTune, NotFinite, RunState};
@@ -158,6 +160,16 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions, begin: impl FnO
         map: None,
     };
     run.finish()
+}
+
+/// What libtorch's generator starts a step from: on a CPU it looks at 32 bits, which steps and seeds next to each other must not share.
+fn seed_of_step(seed: u64, step: u64) -> i64 {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&step.to_le_bytes());
+    // The samplers' key has a 0 here.
+    key[16] = 1;
+    i64::from(ChaCha8Rng::from_seed(key).random::<u32>())
 }
 
 /// Where a run goes on from before its best checkpoint, that one is no longer of its course: the best of those that are is marked in its place.
@@ -315,7 +327,7 @@ impl Run<'_> {
     fn one_step(&mut self, batch: &Batch) -> Result<StepLine> {
         let device = self.options.device;
         // Dropout draws from libtorch's generator: bound to the step, a resumed run draws the same.
-        tch::manual_seed((self.state.seed ^ (self.step << 20)) as i64 & i64::MAX);
+        tch::manual_seed(seed_of_step(self.state.seed, self.step));
         let images = Pictures::new(&batch.images, (batch.height, batch.width), &batch.sizes, device)?;
         let mut context = StepContext::new(self.state.seed, self.step);
         let losses = self.model.losses(&self.variables, &images, &batch.groundtruth, &mut context)?;
@@ -428,4 +440,19 @@ pub struct StepLine {
     pub total: f64,
     pub terms: Vec<(&'static str, f64)>,
     pub learning_rate: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_steps_begin_alike() {
+        let seeds: std::collections::HashSet<i64> = (0..10_000).map(|step| seed_of_step(0, step)).collect();
+        // By chance two of 10,000 in 2^32 may meet.
+        assert!(seeds.len() >= 9_998);
+        assert_ne!(seed_of_step(5, 0), seed_of_step(5 + (1 << 32), 0));
+        assert_ne!(seed_of_step(0, 1), seed_of_step(1 << 20, 0));
+        assert_eq!(seed_of_step(3, 7), seed_of_step(3, 7));
+    }
 }

@@ -138,7 +138,16 @@ pub fn run(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
     let facts = Facts::new(&detector, input.label_map);
     let mut models = Vec::new();
     let mut written = |name: &str, bytes: u64| models.push((name.to_string(), bytes));
-    let read = |name: &str| Ok(reader.read_f32(&values.source(&reader, name))?.1);
+    let read = |name: &str| {
+        let (_, values) = reader.read_f32(&values.source(&reader, name))?;
+        let finite = values.iter().all(|value| value.is_finite());
+        ensure!(
+            finite,
+            "`{}`: `{name}` holds values that are no numbers, as trainings leave that diverged",
+            input.checkpoint.display()
+        );
+        Ok(values)
+    };
     if input.writes(Format::FrozenGraph) || input.writes(Format::SavedModel) {
         let graph = detector.frozen_graph(&read)?;
         graph_def::check::check(&graph).context("the frozen graph is not sound; this is a bug in odh")?;
@@ -158,7 +167,10 @@ pub fn run(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
         onnx::check::check(&model).context("the ONNX model is not sound; this is a bug in odh")?;
         written(ONNX, write_message(&folder.join(ONNX), &model)?);
     }
-    let name = input.output_dir.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    // `.` has a name too.
+    let whole = input.output_dir.canonicalize().unwrap_or_default();
+    let name =
+        input.output_dir.file_name().or(whole.file_name()).map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     if input.writes(Format::TorchScript) {
         let path = folder.join(TORCHSCRIPT);
         written(TORCHSCRIPT, write_script(&path, &detector.torchscript(&read, &facts.json(&name)?)?)?);

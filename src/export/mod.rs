@@ -5,6 +5,7 @@ pub mod folder;
 pub mod graph_def;
 pub mod layers;
 mod manifest;
+mod names;
 pub mod onnx;
 pub mod parity;
 pub mod runtimes;

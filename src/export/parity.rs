@@ -85,6 +85,17 @@ impl Parity {
         self.formats.iter().filter(drifted).collect()
     }
 
+    /// Whether a file's detections were held against any of the model's.
+    pub fn compared(&self) -> bool {
+        self.formats.iter().any(|f| match &f.outcome {
+            Outcome::Ran(run) => {
+                let Difference { detections, unpaired, moving, undecided, .. } = run.difference;
+                detections + unpaired + moving + undecided > 0
+            }
+            _ => false,
+        })
+    }
+
     /// Whether any file was run.
     pub fn ran(&self) -> bool {
         self.formats.iter().any(|f| !matches!(f.outcome, Outcome::NotRun { .. }))

@@ -172,7 +172,9 @@ fn place(output_dir: &Path) -> Result<(PathBuf, PathBuf)> {
     let path = if path.is_dir() { path.canonicalize().with_context(|| format!("cannot reach `{shown}`"))? } else { path };
     if path.exists() {
         ensure!(path.is_dir(), "`{shown}` is a file; name a folder with --output_dir");
-        let empty = fs::read_dir(&path).with_context(|| format!("cannot read `{shown}`"))?.next().is_none();
+        let mut entries = fs::read_dir(&path).with_context(|| format!("cannot read `{shown}`"))?;
+        // In the folder that the program runs in it has just made its record.
+        let empty = entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "process.log"));
         ensure!(
             empty || Format::ALL.iter().any(|(_, _, name)| path.join(name).exists()),
             "`{shown}` is there already and is not an export (it has no {FROZEN_GRAPH}, {SAVED_MODEL}, {ONNX} or {TORCHSCRIPT}); name another folder with \
@@ -215,11 +217,22 @@ fn made_place(output_dir: &Path) -> Result<(PathBuf, PathBuf)> {
 
 /// Whether an export, odh's or upstream's, writes a file or folder of this name.
 fn is_exports(name: &OsStr) -> bool {
-    const NAMES: &[&str] =
-        &[FROZEN_GRAPH, PIPELINE_CONFIG, LABEL_MAP, LABELS, checkpoint_state::FILE_NAME, SAVED_MODEL, ONNX, EXPORT_JSON];
+    const NAMES: &[&str] = &[
+        FROZEN_GRAPH,
+        PIPELINE_CONFIG,
+        LABEL_MAP,
+        LABELS,
+        checkpoint_state::FILE_NAME,
+        SAVED_MODEL,
+        ONNX,
+        TORCHSCRIPT,
+        EXPORT_JSON,
+    ];
     let name = name.to_string_lossy();
-    let of_checkpoint = name.strip_prefix("model.ckpt").is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    NAMES.contains(&name.as_ref()) || of_checkpoint || name.starts_with("model.torchscript")
+    let of_checkpoint = name
+        .strip_prefix("model.ckpt")
+        .is_some_and(|rest| matches!(rest, "" | ".index" | ".meta") || rest.starts_with(".data-") && rest.contains("-of-"));
+    NAMES.contains(&name.as_ref()) || of_checkpoint
 }
 
 /// A checkpoint with its step in its name, as trainings write them and exports do not.

@@ -1,7 +1,8 @@
 //! Convolutional box predictors: what turns a feature map into box codes and class scores (upstream core/box_predictor.py).
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
+use super::losses_config::kept_by_dropout;
 use crate::net::graph::{Graph, MovingVariance, NodeId, Op, Padding, Regularizer, Variable, VariableKind, Window};
 use crate::net::hyperparams::{Surroundings, conv_scope};
 use crate::net::layers::{ConvScope, Scope, conv2d, depthwise_conv2d};
@@ -40,6 +41,9 @@ impl ConvolutionalBoxPredictor {
         if config.box_code_size() != 4 {
             bail!("{field}.box_code_size: {} is not supported; boxes have 4 numbers", config.box_code_size());
         }
+        let (least, most, kernel) = (config.min_depth(), config.max_depth(), config.kernel_size());
+        ensure!(least <= most, "{field}: min_depth {least} is above max_depth {most}");
+        ensure!(kernel > 0, "{field}.kernel_size: {kernel} must be at least 1");
         // Upstream says fused=False around the backbones only.
         let surroundings = Surroundings { freeze_batch_norm, moving: MovingVariance::Unbiased };
         let default = pb::Hyperparams::default();
@@ -50,7 +54,7 @@ impl ConvolutionalBoxPredictor {
             min_depth: config.min_depth().into(),
             max_depth: config.max_depth().into(),
             num_layers: config.num_layers_before_predictor().into(),
-            dropout_keep: config.use_dropout().then(|| config.dropout_keep_probability().into()),
+            dropout_keep: config.use_dropout().then(|| kept_by_dropout(field, config.dropout_keep_probability())).transpose()?,
             kernel_size: config.kernel_size().into(),
             class_bias: config.class_prediction_bias_init(),
             use_depthwise: config.use_depthwise(),

@@ -9,9 +9,10 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
 use super::box_classifier::{BoxClassifier, BoxClassifierLoss, Classified, Regioned};
+use super::detection_model::{DetectionModel, Frozen, Losses, StepContext};
+use super::faster_rcnn_config;
 use super::pictures::Pictures;
 use super::rpn::{FirstStage, Phase, Rpn, RpnLoss};
-use super::{DetectionModel, Frozen, Losses, StepContext, faster_rcnn_config};
 use crate::backbones::faster_rcnn::{Pixels, RESTORED_SCOPES};
 use crate::data::resizer::Resizer;
 use crate::detection::boxes::{Detections, Groundtruth};

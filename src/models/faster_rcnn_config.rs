@@ -7,13 +7,14 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::box_classifier::{self, BoxClassifier, Regions};
 use super::faster_rcnn::FasterRcnn;
+use super::losses_config::{self, kept_by_dropout};
 use super::post_processing;
 use super::rpn::{self, Rpn, RpnLayers};
 use crate::backbones::faster_rcnn::{FIRST_STAGE_SCOPE, FasterRcnnBackbone, SECOND_STAGE_SCOPE, StageOptions, backbone};
 use crate::data::resizer::Resizer;
 use crate::detection::anchors::GridAnchors;
 use crate::detection::box_coder::BoxCoder;
-use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
+use crate::detection::hard_example_miner::HardExampleMiner;
 use crate::detection::losses::ClassificationLoss;
 use crate::detection::nms::NmsOptions;
 use crate::detection::sampler::BalancedSampler;
@@ -132,7 +133,10 @@ fn rpn(config: &pb::FasterRcnn, anchors: GridAnchors) -> Result<Rpn> {
         coder: CODER,
         nms: NmsOptions {
             score_threshold: config.first_stage_nms_score_threshold(),
-            iou_threshold: config.first_stage_nms_iou_threshold(),
+            iou_threshold: post_processing::overlap(
+                &format!("{FIELD}.first_stage_nms_iou_threshold"),
+                config.first_stage_nms_iou_threshold(),
+            )?,
             max_per_class: most,
             max_total: most,
         },
@@ -182,7 +186,7 @@ fn classifier(
                 x = graph.push("MaxPool2D/MaxPool", pool, &[x], channels);
             }
             features = (backbone.second_stage)(&mut graph, x, &Scope::new(SECOND_STAGE_SCOPE), options);
-            let keep = p.use_dropout().then(|| p.dropout_keep_probability().into());
+            let keep = p.use_dropout().then(|| kept_by_dropout(&field, p.dropout_keep_probability())).transpose()?;
             box_classifier::append_fully_connected(&mut graph, features, num_classes, keep, &with);
         }
         P::RfcnBoxPredictor(p) => {
@@ -234,7 +238,7 @@ fn classifier(
             size,
             positive_fraction: fraction("second_stage_balance_fraction", config.second_stage_balance_fraction())?,
         },
-        miner: config.hard_example_miner.as_ref().map(miner),
+        miner: config.hard_example_miner.as_ref().map(miner).transpose()?,
         classification: classification_loss(config)?,
         localization_weight: config.second_stage_localization_loss_weight().into(),
         classification_weight: config.second_stage_classification_loss_weight().into(),
@@ -254,16 +258,7 @@ fn classification_loss(config: &pb::FasterRcnn) -> Result<ClassificationLoss> {
 }
 
 /// Without limits on negatives: upstream hands this miner no matches to count them by.
-fn miner(config: &pb::HardExampleMiner) -> HardExampleMiner {
-    HardExampleMiner {
-        num_hard_examples: usize::try_from(config.num_hard_examples()).ok().filter(|&n| n > 0),
-        iou_threshold: config.iou_threshold(),
-        rank_by: match config.loss_type() {
-            pb::hard_example_miner::LossType::Both => RankBy::Both,
-            pb::hard_example_miner::LossType::Classification => RankBy::Classification,
-            pb::hard_example_miner::LossType::Localization => RankBy::Localization,
-        },
-        max_negatives_per_positive: None,
-        min_negatives_per_image: 0,
-    }
+fn miner(config: &pb::HardExampleMiner) -> Result<HardExampleMiner> {
+    let miner = losses_config::hard_example_miner(config, &format!("{FIELD}.hard_example_miner"))?;
+    Ok(HardExampleMiner { max_negatives_per_positive: None, min_negatives_per_image: 0, ..miner })
 }

@@ -40,7 +40,7 @@ pub fn from_config(post: &pb::PostProcessing, field: &str) -> Result<(NmsOptions
     };
     let options = NmsOptions {
         score_threshold: nms.score_threshold(),
-        iou_threshold: nms.iou_threshold(),
+        iou_threshold: overlap(&format!("{field}.batch_non_max_suppression.iou_threshold"), nms.iou_threshold())?,
         max_per_class: count("max_detections_per_class", nms.max_detections_per_class())?,
         max_total: count("max_total_detections", nms.max_total_detections())?,
     };
@@ -49,11 +49,6 @@ pub fn from_config(post: &pb::PostProcessing, field: &str) -> Result<(NmsOptions
         most <= total,
         "{field}.batch_non_max_suppression.max_detections_per_class: {most} is above max_total_detections: {total}; lower it to {total}"
     );
-    ensure!(
-        (0.0..=1.0).contains(&options.iou_threshold),
-        "{field}.batch_non_max_suppression.iou_threshold: {} must be from 0 to 1",
-        options.iou_threshold
-    );
     let logit_scale = f64::from(post.logit_scale());
     let converter = match post.score_converter() {
         pb::post_processing::ScoreConverter::Identity => ScoreConverter::Identity { logit_scale },
@@ -61,6 +56,15 @@ pub fn from_config(post: &pb::PostProcessing, field: &str) -> Result<(NmsOptions
         pb::post_processing::ScoreConverter::Softmax => ScoreConverter::Softmax { logit_scale },
     };
     Ok((options, converter))
+}
+
+/// A threshold of overlap, as every suppression takes it, in whichever runtime.
+///
+/// # Errors
+/// If it is beyond 0 to 1; `field` is named.
+pub fn overlap(field: &str, threshold: f32) -> Result<f32> {
+    ensure!((0.0..=1.0).contains(&threshold), "{field}: {threshold} must be from 0 to 1");
+    Ok(threshold)
 }
 
 /// A tensor's values, row by row; a GPU waits here.

@@ -8,9 +8,10 @@ use rayon::prelude::*;
 use tch::Tensor;
 
 use super::box_predictor::Predicted;
+use super::detection_model::{DetectionModel, Frozen, Losses, StepContext};
 use super::pictures::{Frame, Pictures};
 use super::post_processing::{ScoreConverter, host_values};
-use super::{DetectionModel, Frozen, Losses, StepContext, ssd_config};
+use super::ssd_config;
 use crate::data::resizer::Resizer;
 use crate::detection::anchors::SsdAnchors;
 use crate::detection::box_coder::BoxCoder;

@@ -1,8 +1,9 @@
 //! The message `Ssd` as the parts of an SSD, each refused by name where it is not built.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::box_predictor::{ConvolutionalBoxPredictor, Predicted};
+use super::losses_config;
 use super::post_processing::{self, ScoreConverter};
 use super::ssd::LossOptions;
 use crate::backbones::depth::Depth;
@@ -10,7 +11,6 @@ use crate::backbones::ssd::{self as backbones, SsdSettings};
 use crate::data::resizer::{Resizer, Target};
 use crate::detection::anchors::{SsdAnchorOptions, SsdAnchors};
 use crate::detection::box_coder::BoxCoder;
-use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
 use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
 use crate::detection::matcher::{ArgMaxMatcher, Matcher};
 use crate::detection::nms::NmsOptions;
@@ -29,7 +29,7 @@ pub fn resizer(config: &pb::Ssd) -> Result<Resizer> {
         }
     };
     for (name, side) in sides {
-        // Below 33 px the last feature maps have no cells (upstream's own limit).
+        // Upstream's own limit.
         if side < 33 {
             bail!("{field}.{name}: {side} is too small; at least 33 is needed");
         }
@@ -51,9 +51,11 @@ pub fn append_feature_extractor(
     let backbone = backbones::named(extractor.r#type()).with_context(|| format!("{field}.type"))?;
     let default = pb::Hyperparams::default();
     let hyperparams = extractor.conv_hyperparams.as_ref().unwrap_or(&default);
+    let multiplier = f64::from(extractor.depth_multiplier());
+    ensure!(multiplier > 0.0 && multiplier.is_finite(), "{field}.depth_multiplier: {multiplier} must be above 0");
     let surroundings = Surroundings { freeze_batch_norm: config.freeze_batchnorm(), moving: backbone.moving };
     let settings = SsdSettings {
-        depth: Depth { multiplier: extractor.depth_multiplier().into(), min: extractor.min_depth().into() },
+        depth: Depth { multiplier, min: extractor.min_depth().into() },
         hyperparams: conv_scope(hyperparams, surroundings),
         override_base: extractor.override_base_feature_extractor_hyperparams(),
         train_batch_norm: !config.freeze_batchnorm(),
@@ -102,6 +104,14 @@ pub fn anchors(config: &pb::Ssd) -> Result<SsdAnchors> {
     if !a.scales.is_empty() && a.scales.len() != num_layers {
         bail!("{field}.scales: {} are given for num_layers: {num_layers}", a.scales.len());
     }
+    for (name, list) in [("scales", &a.scales), ("aspect_ratios", &a.aspect_ratios)] {
+        ensure!(list.iter().all(|&value| value > 0.0 && value.is_finite()), "{field}.{name}: {list:?} must all be above 0");
+    }
+    for (name, list) in [("height_stride", &a.height_stride), ("width_stride", &a.width_stride)] {
+        ensure!(list.iter().all(|&value| value > 0), "{field}.{name}: {list:?} must all be above 0");
+    }
+    let (least, most) = (a.min_scale(), a.max_scale());
+    ensure!(!a.scales.is_empty() || least > 0.0 && most > 0.0, "{field}: min_scale {least} and max_scale {most} must be above 0");
     for (name, list) in [
         ("height_stride", &a.height_stride),
         ("width_stride", &a.width_stride),
@@ -131,14 +141,25 @@ pub fn anchors(config: &pb::Ssd) -> Result<SsdAnchors> {
         height_offset: a.height_offset.clone(),
         width_offset: a.width_offset.clone(),
     };
-    Ok(SsdAnchors::new(&options))
+    let anchors = SsdAnchors::new(&options);
+    if let Some(layer) = anchors.per_cell().iter().position(|&count| count == 0) {
+        bail!("{field}: layer {layer} has no anchors; it needs aspect_ratios or an interpolated_scale_aspect_ratio");
+    }
+    Ok(anchors)
 }
 
 /// The box coder.
 pub fn box_coder(config: &pb::Ssd) -> Result<BoxCoder> {
     use pb::box_coder::BoxCoderOneof as C;
     match config.box_coder.as_ref().and_then(|c| c.box_coder_oneof.as_ref()) {
-        Some(C::FasterRcnnBoxCoder(c)) => Ok(BoxCoder { scale: [c.y_scale(), c.x_scale(), c.height_scale(), c.width_scale()] }),
+        Some(C::FasterRcnnBoxCoder(c)) => {
+            let scale = [c.y_scale(), c.x_scale(), c.height_scale(), c.width_scale()];
+            ensure!(
+                scale.iter().all(|&factor| factor > 0.0 && factor.is_finite()),
+                "model.ssd.box_coder.faster_rcnn_box_coder: y_scale, x_scale, height_scale and width_scale are {scale:?} and must be above 0"
+            );
+            Ok(BoxCoder { scale })
+        }
         _ => bail!("model.ssd.box_coder: only faster_rcnn_box_coder is supported"),
     }
 }
@@ -161,6 +182,11 @@ pub fn matcher(config: &pb::Ssd) -> Result<Matcher> {
     if unmatched > matched {
         bail!("{field}: unmatched_threshold {unmatched} is above matched_threshold {matched}");
     }
+    ensure!(
+        m.negatives_lower_than_unmatched() || unmatched < matched,
+        "{field}: with negatives_lower_than_unmatched: false the negatives are between unmatched_threshold and matched_threshold, which are \
+         alike here; lower the first"
+    );
     Ok(Matcher::ArgMax(ArgMaxMatcher {
         matched_threshold: matched,
         unmatched_threshold: unmatched,
@@ -175,7 +201,11 @@ pub fn loss(config: &pb::Ssd) -> Result<LossOptions> {
     use pb::localization_loss::LocalizationLoss as L;
     let loss = config.loss.as_ref().context("model.ssd.loss is not set")?;
     let localization = match loss.localization_loss.as_ref().and_then(|l| l.localization_loss.as_ref()) {
-        Some(L::WeightedSmoothL1(s)) => LocalizationLoss::SmoothL1 { delta: s.delta().into() },
+        Some(L::WeightedSmoothL1(s)) => {
+            let delta = s.delta();
+            ensure!(delta > 0.0, "model.ssd.loss.localization_loss.weighted_smooth_l1.delta: {delta} must be above 0");
+            LocalizationLoss::SmoothL1 { delta: delta.into() }
+        }
         Some(L::WeightedL2(_)) => LocalizationLoss::L2,
         _ => bail!("model.ssd.loss.localization_loss: only weighted_smooth_l1 and weighted_l2 are supported"),
     };
@@ -197,17 +227,8 @@ pub fn loss(config: &pb::Ssd) -> Result<LossOptions> {
             "model.ssd.loss.hard_example_miner: upstream refuses it with weighted_sigmoid_focal, which weighs the anchors already; remove it"
         );
     }
-    let miner = loss.hard_example_miner.as_ref().map(|m| HardExampleMiner {
-        num_hard_examples: usize::try_from(m.num_hard_examples()).ok().filter(|&n| n > 0),
-        iou_threshold: m.iou_threshold(),
-        rank_by: match m.loss_type() {
-            pb::hard_example_miner::LossType::Both => RankBy::Both,
-            pb::hard_example_miner::LossType::Classification => RankBy::Classification,
-            pb::hard_example_miner::LossType::Localization => RankBy::Localization,
-        },
-        max_negatives_per_positive: (m.max_negatives_per_positive() > 0).then(|| m.max_negatives_per_positive() as f32),
-        min_negatives_per_image: usize::try_from(m.min_negatives_per_image()).unwrap_or(0),
-    });
+    let miner = loss.hard_example_miner.as_ref();
+    let miner = miner.map(|m| losses_config::hard_example_miner(m, "model.ssd.loss.hard_example_miner")).transpose()?;
     Ok(LossOptions {
         localization,
         classification,

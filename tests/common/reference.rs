@@ -139,8 +139,14 @@ impl Golden {
         };
         assert_eq!(golden.len(), mine.len(), "{key}: number of elements");
         let largest = golden.iter().fold(1e-30, |m: f64, v| m.max(v.abs()));
-        golden.iter().zip(&mine).fold(0.0, |m: f64, (g, v)| m.max((g - v).abs() / largest))
+        golden.iter().zip(&mine).fold(0.0, |m: f64, (g, v)| m.max(apart(*g, *v) / largest))
     }
+}
+
+/// How far two numbers are from each other, and what is no number from any: `f64::max` would pass over it.
+pub fn apart(a: f64, b: f64) -> f64 {
+    let apart = (a - b).abs();
+    if apart.is_nan() { f64::INFINITY } else { apart }
 }
 
 /// One row of a variable table.

@@ -146,6 +146,8 @@ def compare(expected, found, least):
     """The largest differences in score and box; infinite if a detection has no partner or the counts differ."""
     free = set(range(len(found["scores"])))
     scores, boxes = 0.0, 0.0
+    if not (np.isfinite(found["scores"]).all() and np.isfinite(found["boxes"]).all()):
+        return float("inf"), float("inf")
     if len(expected) != int((found["scores"] >= least).sum()):
         # At the threshold's very edge either side may have one more.
         edge = sum(abs(d["score"] - least) < 1e-4 for d in expected) + int((np.abs(found["scores"] - least) < 1e-4).sum())
@@ -160,6 +162,9 @@ def compare(expected, found, least):
         free.remove(best)
         box, score = differences(best)
         boxes, scores = max(boxes, box), max(scores, score)
+    # What the file alone finds, clear of the threshold.
+    if any(found["scores"][i] >= least + 1e-4 for i in free):
+        return float("inf"), float("inf")
     return scores, boxes
 
 
@@ -169,6 +174,8 @@ def settle(expected, found, others, least, tolerance):
     A detection of odh's without an equal in the file moves if one of the others has no equal of it either; the file's without an equal must
     have one in the others.
     """
+    if not (np.isfinite(found["scores"]).all() and np.isfinite(found["boxes"]).all()):
+        return float("inf"), float("inf"), 0
     free, alone = set(range(len(found["scores"]))), []
     score, box = 0.0, 0.0
 
@@ -191,7 +198,8 @@ def settle(expected, found, others, least, tolerance):
             continue
         if all(equal(nearest(one, other, range(len(other["scores"])))) for other in others):
             score, box = max(score, differences[0]), max(box, differences[1])
-        moving += 1
+        else:
+            moving += 1
     for i in free:
         if found["scores"][i] < least + tolerance:
             continue

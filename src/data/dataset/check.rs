@@ -246,6 +246,17 @@ fn check_size(labelled: &Labelled, looked: &Looked, findings: &mut Vec<Finding>)
     let read = |text: &Option<String>| text.as_deref().and_then(number::read).map(|number| number.value);
     let said = (read(said_width), read(said_height));
     if said == (Some(width), Some(height)) {
+        if turned && width == height {
+            findings.push(Finding::note(
+                &labelled.labels,
+                format!(
+                    "EXIF turns `{}` (orientation {}), and as it is square its size does not say on which way up the boxes were drawn; look \
+                     whether they fit its stored pixels",
+                    shown(&labelled.picture),
+                    looked.orientation
+                ),
+            ));
+        }
         return true;
     }
     let in_words = |text: &Option<String>| text.as_deref().map_or("nothing".to_string(), printable);
@@ -645,6 +656,10 @@ mod tests {
         let (used, text) = sized([Some("480"), Some("640")], &picture);
         assert!(!used && text.contains("orientation 6") && text.contains("(picture skipped)"), "{text}");
         assert!(sized([Some("0"), Some("0")], &picture).1.contains("orientation 6"));
+        let square = looked(480, 480, 6);
+        let (used, text) = sized([Some("480"), Some("480")], &square);
+        assert!(used && text.contains("orientation 6") && text.contains("square"), "{text}");
+        assert_eq!(sized([Some("480"), Some("480")], &looked(480, 480, 1)).1, "");
     }
 
     fn picture(objects: &[&str], hash: u8) -> Picture {

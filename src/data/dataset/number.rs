@@ -53,7 +53,9 @@ fn without_thousands_marks(text: &str) -> Option<String> {
     let mut groups = whole.split(mark);
     let first = groups.next()?;
     let unsigned = first.strip_prefix(['-', '+']).unwrap_or(first);
+    // `0,050` is a decimal comma: no group of thousands begins with 0.
     let regular = (1..=3).contains(&unsigned.len())
+        && !unsigned.starts_with('0')
         && digits(unsigned)
         && groups.clone().count() > 0
         && groups.all(|group| group.len() == 3 && digits(group));
@@ -106,6 +108,8 @@ mod tests {
             "infinity",
             "1e999",
             "12,5",
+            "0,050",
+            "-0,125",
             "1,02",
             "1,0244",
             "12px",

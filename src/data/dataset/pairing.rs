@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use crate::data::dataset::finding::{Finding, printable, shown};
 use crate::data::dataset::walk::{Tree, composed, file_name, last_part, path_as_text, stem};
+use crate::data::image::OTHER_EXTENSIONS;
 use crate::formats::voc::Annotation;
 
 /// What a label file says of its picture's name and place.
@@ -23,6 +24,8 @@ pub struct Wanted {
     pub folder: Option<String>,
     /// Its `<filename>`'s last part.
     pub filename: Option<String>,
+    /// The folders before it, where `<filename>` has any, the nearest last.
+    pub filename_folders: Vec<String>,
     /// Its `<path>`.
     pub path: Option<String>,
 }
@@ -35,6 +38,7 @@ impl Wanted {
             labels: labels.to_path_buf(),
             folder: annotation.folder.clone(),
             filename: filename.filter(|name| !name.is_empty()),
+            filename_folders: annotation.filename.as_deref().map(folders_in).unwrap_or_default(),
             path: annotation.path.clone(),
         }
     }
@@ -65,12 +69,16 @@ impl Way {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Fit {
     way: Way,
+    /// `<filename>` names folders, and the picture lies in others; not asked where the label file's own name leads to it.
+    elsewhere: bool,
     /// Folders to go up and down from one to the other, less what the ends of their paths share.
     distance: isize,
     /// The names look alike and have other bytes: in another Unicode form, or in another encoding.
     other_bytes: bool,
+    /// Its extension is that of a kind of picture that cannot be used.
+    unusable: bool,
     name: Name,
-    /// Folders that the end of `<path>` and the picture's path share, and whether `<folder>` names its folder, as negatives;
+    /// Folders that the end of `<path>` or `<filename>` and the picture's path share, and whether `<folder>` names its folder, as negatives;
     /// only asked where several pictures come into question.
     hints: isize,
 }
@@ -207,20 +215,23 @@ fn missing(tree: &Tree, wanted: &Wanted, taken: Option<(&PathBuf, &PathBuf)>) ->
 /// # Errors
 /// What is wrong and what to do, if there is none or it is not clear which.
 pub fn by_filename(tree: &Tree, filename: &str) -> Result<(usize, Option<String>), String> {
-    let below = tree.root.join(filename.replace('\\', "/"));
-    if let Ok(picture) = tree.pictures.binary_search(&below) {
-        return Ok((picture, None));
+    let said = filename.replace('\\', "/");
+    for path in [tree.root.join(filename), tree.root.join(&said)].into_iter().chain(below(&tree.root, Path::new(&said))) {
+        if let Ok(picture) = tree.pictures.binary_search(&path) {
+            return Ok((picture, None));
+        }
     }
     let wanted = Wanted {
         // As if it stood in the input folder itself.
         labels: tree.root.join("."),
         folder: None,
         filename: Some(last_part(filename).to_string()),
+        filename_folders: vec![],
         path: Some(filename.to_string()),
     };
     let mut found = candidates(tree, &wanted, &[(Way::Filename, last_part(filename))]);
-    // No label file lies anywhere: letter for letter comes before nearness to the input folder.
-    found.sort_by_key(|candidate| candidate.fit.name);
+    // No label file lies anywhere: letter for letter and the folders that are named come before nearness to the input folder.
+    found.sort_by_key(|candidate| (candidate.fit.name, candidate.fit.hints));
     let Some(candidate) = found.first() else {
         return Err(format!(
             "there is no picture `{}` below `{}`; put it there or remove the line",
@@ -237,9 +248,24 @@ pub fn by_filename(tree: &Tree, filename: &str) -> Result<(usize, Option<String>
             shown(&tree.root)
         ));
     }
-    let same = composed(&file_name(picture)) == composed(last_part(filename));
+    let in_said_folder = folders_in(filename).is_empty() || hints(&wanted, picture) > 0;
+    let same = composed(&file_name(picture)) == composed(last_part(filename)) && in_said_folder;
     let note = (!same).then(|| format!("the filename is `{}`; `{}` is used", printable(filename), shown(picture)));
     Ok((candidate.picture, note))
+}
+
+/// The path as the tree has it, of a file that is named from where the program runs or by its whole path.
+fn below(root: &Path, said: &Path) -> Option<PathBuf> {
+    let real = said.canonicalize().ok()?;
+    Some(root.join(real.strip_prefix(root.canonicalize().ok()?).ok()?))
+}
+
+/// The folders of a path of any system, the nearest to the file last.
+fn folders_in(path: &str) -> Vec<String> {
+    let mut parts: Vec<String> = path.split(['/', '\\']).map(str::to_string).collect();
+    parts.pop();
+    parts.retain(|part| !matches!(part.as_str(), "" | "."));
+    parts
 }
 
 /// The pictures that a label file may mean, the best first, each once.
@@ -297,7 +323,10 @@ fn fit(tree: &Tree, wanted: &Wanted, way: Way, name: &str, picture: usize) -> Fi
     } else {
         Name::OtherCase
     };
-    Fit { way, distance: distance(&wanted.labels, path), other_bytes, name, hints: 0 }
+    let extension = path.extension().map(OsStr::to_ascii_lowercase);
+    let unusable = extension.is_some_and(|end| OTHER_EXTENSIONS.iter().any(|other| end == *other));
+    let elsewhere = way != Way::Own && shared(&wanted.filename_folders, path) < wanted.filename_folders.len();
+    Fit { way, elsewhere, distance: distance(&wanted.labels, path), other_bytes, unusable, name, hints: 0 }
 }
 
 /// Folders between two files: those to go up and down, less those that the ends of the two paths share.
@@ -319,12 +348,17 @@ fn distance(a: &Path, b: &Path) -> isize {
 }
 
 fn hints(wanted: &Wanted, picture: &Path) -> isize {
-    let folder = picture.parent().unwrap_or(Path::new(""));
-    let parts: Vec<String> = folder.components().rev().map(|part| path_as_text(part.as_ref())).collect();
-    let said = wanted.path.as_deref().unwrap_or_default();
-    let shared = said.rsplit(['/', '\\']).skip(1).zip(&parts).take_while(|(a, b)| composed(a) == composed(b)).count();
-    let named = wanted.folder.as_deref().is_some_and(|name| parts.first().is_some_and(|part| composed(part) == composed(name)));
+    let in_path = wanted.path.as_deref().map_or(0, |path| shared(&folders_in(path), picture));
+    let shared = in_path.max(shared(&wanted.filename_folders, picture));
+    let folder = picture.parent().and_then(Path::file_name).map(|name| path_as_text(name.as_ref()));
+    let named = wanted.folder.as_deref().is_some_and(|name| folder.is_some_and(|folder| composed(&folder) == composed(name)));
     2 * shared as isize + isize::from(named)
+}
+
+/// How many of these folders, from the last on, are those that a file lies in.
+fn shared(folders: &[String], file: &Path) -> usize {
+    let lies_in = file.parent().unwrap_or(Path::new("")).components().rev();
+    folders.iter().rev().zip(lies_in).take_while(|(a, b)| composed(a) == composed(&path_as_text(b.as_ref()))).count()
 }
 
 /// Only asked of pictures between which nothing else decides.
@@ -415,6 +449,54 @@ mod tests {
         let files = ["images/train/a.jpg", "images/test/a.jpg"];
         let (picture, _) = one(&files, ("annotations/test/a.xml", Some("a.jpg"), None));
         assert_eq!(picture.as_deref(), Some("images/test/a.jpg"));
+    }
+
+    #[test]
+    fn folders_in_filename_say_which_of_one_name_is_meant() {
+        // As CVAT writes it: the XML elsewhere, and the part of the set in <filename>.
+        let files = ["pics/train/001.jpg", "pics/test/001.jpg"];
+        let wants = [("labels/x1.xml", Some("train/001.jpg"), None), ("labels/x2.xml", Some(r"test\001.jpg"), None)];
+        let (pairs, _) = paired(&files, &wants);
+        assert_eq!(pairs, files.map(|f| Some(f.to_string())));
+        let (picture, _) = one(&["images/001.jpg", "images/train/001.jpg"], ("images/x1.xml", Some("train/001.jpg"), None));
+        assert_eq!(picture.as_deref(), Some("images/train/001.jpg"));
+        // A picture that lies beside its XML, and is called like it, is meant whatever folder it came from.
+        let (picture, said) = one(&["a/001.jpg", "train/001.jpg"], ("a/001.xml", Some("train/001.jpg"), None));
+        assert_eq!((picture.as_deref(), said.as_str()), (Some("a/001.jpg"), ""));
+    }
+
+    #[test]
+    fn a_picture_that_was_converted_is_used_beside_the_one_that_cannot_be() {
+        for other in ["a.tif", "a.HEIC"] {
+            let (picture, said) = one(&["a.jpg", other], ("a.xml", Some(other), None));
+            assert_eq!(picture.as_deref(), Some("a.jpg"), "{other}");
+            assert!(said.contains(other), "{said}");
+            assert_eq!(one(&[other], ("a.xml", Some(other), None)).0.as_deref(), Some(other));
+        }
+    }
+
+    #[test]
+    fn a_csvs_folders_say_which_picture_is_meant() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("images");
+        fs::create_dir_all(root.join("train")).unwrap();
+        for name in ["a.jpg", "train/a.jpg", "train/b.jpg"] {
+            fs::write(root.join(name), name).unwrap();
+        }
+        let tree = Tree::walk(&root).unwrap();
+        let found = |name: &str| {
+            let (picture, note) = by_filename(&tree, name).unwrap();
+            (tree.pictures[picture].strip_prefix(&root).unwrap().display().to_string(), note.is_some())
+        };
+        let whole = root.join("train/a.jpg").display().to_string();
+        for name in ["train/a.jpg", r"train\a.jpg", "images/train/a.jpg", r"C:\set\images\train\a.jpg", &whole] {
+            assert_eq!(found(name), ("train/a.jpg".to_string(), false), "{name}");
+        }
+        assert_eq!(found("a.jpg"), ("a.jpg".to_string(), false));
+        assert_eq!(found("images/a.jpg"), ("a.jpg".to_string(), false));
+        // The only one of its name, but not where the CSV says.
+        assert_eq!(found("val/b.jpg"), ("train/b.jpg".to_string(), true));
+        assert_eq!(found("b.jpg"), ("train/b.jpg".to_string(), false));
     }
 
     #[test]

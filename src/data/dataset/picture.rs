@@ -7,7 +7,6 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::data::dataset::walk;
 use crate::data::image::{self, Format, RgbImage};
 use crate::data::{jpeg, png};
 
@@ -151,7 +150,7 @@ pub fn promised_instead(path: &Path, format: Format) -> Option<String> {
         "gif" => Format::Gif,
         "bmp" | "dib" => Format::Bmp,
         "webp" => Format::WebP,
-        other => return walk::PICTURES.contains(&other).then(|| other.to_ascii_uppercase()),
+        other => return image::OTHER_EXTENSIONS.contains(&other).then(|| other.to_ascii_uppercase()),
     };
     (promised != format).then(|| format_name(promised).to_string())
 }

@@ -145,6 +145,9 @@ fn parse(bytes: &[u8], name: &str) -> Result<Table> {
         // A line that gives no size disagrees with none.
         let value = |text: &Option<String>| text.as_deref().and_then(number::read).map(|number| number.value);
         let same = |(a, b): (&Option<String>, &Option<String>)| a == b || value(a).is_some_and(|a| value(b) == Some(a));
+        if rows[index].size.iter().all(Option::is_none) {
+            rows[index].size.clone_from(&size);
+        }
         if !size.iter().zip(&rows[index].size).all(same) && size.iter().any(Option::is_some) {
             let in_words = |size: &[Option<String>; 2]| {
                 let [width, height] = size.each_ref().map(|text| text.as_deref().map_or("nothing".to_string(), printable));
@@ -184,7 +187,10 @@ impl Lines<'_> {
         let blank = |byte: &&u8| matches!(byte, b'\r' | b'\n');
         let mut start = (start as usize).min(self.bytes.len());
         start += self.bytes[start..].iter().take_while(blank).count();
-        self.line += self.bytes[self.at..start].iter().filter(|&&byte| byte == b'\n').count() as u64;
+        // Old Macs end lines with \r alone.
+        let next = self.bytes.iter().skip(self.at + 1).chain([&0]);
+        let ends = |&(&byte, &next): &(&u8, &u8)| byte == b'\n' || byte == b'\r' && next != b'\n';
+        self.line += self.bytes[self.at..start].iter().zip(next).filter(ends).count() as u64;
         self.at = start;
         self.line
     }
@@ -314,11 +320,27 @@ mod tests {
     }
 
     #[test]
+    fn lines_count_whatever_ends_them() {
+        for end in ["\n", "\r\n", "\r"] {
+            let text =
+                ["filename,width,height,class,xmin,ymin,xmax,ymax", "a.jpg,1,1,c,1,1,2,2", "b.jpg,1,1", "", ",1,1,c,1,1,2,2"]
+                    .join(end);
+            let table = parse(text.as_bytes(), "t.csv").unwrap();
+            assert_eq!(table.faults.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [3, 5], "{end:?}");
+        }
+    }
+
+    #[test]
     fn lines_that_disagree_about_the_size_are_named() {
         let text = "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,640,480,c,1,1,2,2\na.jpg,48,480,c,1,1,3,3\n\
                     b.jpg,640,480,c,1,1,2,2\nb.jpg,640.0,480,c,1,1,3,3\n";
         let table = parse(text.as_bytes(), "t.csv").unwrap();
         assert_eq!(table.pictures[0].objects.len(), 2);
         assert_eq!(table.sizes, [(3, "48 x 480 here and 640 x 480 in line 2".to_string())]);
+        // The first line that gives a size says what it is.
+        let text = "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,,,c,1,1,2,2\na.jpg,640,480,c,1,1,3,3\na.jpg,64,480,c,1,1,4,4\n";
+        let table = parse(text.as_bytes(), "t.csv").unwrap();
+        assert_eq!(table.sizes.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [4]);
+        assert_eq!(table.pictures[0].size, [Some("640".to_string()), Some("480".to_string())]);
     }
 }

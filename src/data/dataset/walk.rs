@@ -14,12 +14,10 @@ use walkdir::WalkDir;
 use crate::data::dataset::finding::{Finding, shown};
 use crate::data::image;
 
-/// Extensions that promise a picture, also kinds that cannot be used (labelImg opens more): those are told so when they are
-/// labelled.
-pub(super) const PICTURES: [&str; 33] = [
-    "jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "webp", "tif", "tiff", "heic", "heif", "avif", "jp2", "jxl", "ico",
-    "cur", "icns", "pbm", "pgm", "ppm", "pnm", "svg", "svgz", "tga", "wbmp", "xbm", "xpm", "pcx", "psd", "exr", "dng",
-];
+/// Whether a name promises a picture, also of a kind that cannot be used (labelImg opens more): those are told so when they are labelled.
+fn is_picture(extension: &str) -> bool {
+    image::EXTENSIONS.contains(&extension) || image::OTHER_EXTENSIONS.contains(&extension)
+}
 
 /// What lies below the input folder.
 #[derive(Debug, Default)]
@@ -96,7 +94,7 @@ impl Tree {
         let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
         if extension == "xml" {
             self.labels.push(path);
-        } else if PICTURES.contains(&extension.as_str()) || begins_like_a_picture(&path) {
+        } else if is_picture(&extension) || begins_like_a_picture(&path) {
             self.pictures.push(path);
         }
     }

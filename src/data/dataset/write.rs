@@ -1,9 +1,10 @@
 //! The dataset's files, written beside the old ones and put in their place together at the end.
 
-use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::collections::{BTreeSet, HashSet};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,6 +18,7 @@ use crate::data::example::LabeledImage;
 use crate::data::image::Format;
 use crate::exit;
 use crate::formats::hexadecimal::hexadecimal;
+use crate::formats::lock::is_at;
 use crate::formats::tfrecord::{self, shard_path};
 
 /// Bytes of pictures that are read ahead of the writer, so that memory does not grow with the dataset.
@@ -26,12 +28,19 @@ pub(super) const AHEAD: u64 = 32 << 20;
 #[derive(Debug, Default)]
 pub struct Staged {
     files: Vec<StagedFile>,
+    /// What they replace: one file may be asked for by several paths.
+    real: HashSet<PathBuf>,
+    /// Folders that were not there before.
     folders: Vec<PathBuf>,
+    /// Folders in which there was a look at what killed runs left.
+    swept: HashSet<PathBuf>,
 }
 
 #[derive(Debug)]
 struct StagedFile {
     temporary: PathBuf,
+    /// Open until the end, as its lock says that this run lives.
+    _locked: Arc<File>,
     /// As it was asked for.
     target: PathBuf,
     /// What is replaced: where `target` is a link, the file that it leads to.
@@ -43,7 +52,7 @@ impl Staged {
     ///
     /// # Errors
     /// If the folder or the file cannot be made, or `target` cannot be replaced.
-    pub fn create(&mut self, target: &Path) -> Result<File> {
+    pub fn create(&mut self, target: &Path) -> Result<Arc<File>> {
         ensure!(!target.is_dir(), "`{}`: is a folder, and a file is to be written there", shown(target));
         ensure!(
             !target.exists() || target.is_file(),
@@ -57,17 +66,13 @@ impl Staged {
         let real = linked.unwrap_or_else(|| target.to_path_buf());
         let folder = real.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
         self.make_folder(&folder)?;
-        // One file may be asked for by several paths.
         let real =
             folder.canonicalize().map_or_else(|_| real.clone(), |folder| folder.join(real.file_name().unwrap_or_default()));
-        ensure!(
-            self.files.iter().all(|other| other.real != real),
-            "`{}`: two outputs have this name; give each its own",
-            shown(target)
-        );
-        remove_leftovers(&folder);
-        let temporary = folder.join(temporary_name(&real, std::process::id()));
-        let file = File::create(&temporary).with_context(|| {
+        ensure!(!self.real.contains(&real), "`{}`: two outputs have this name; give each its own", shown(target));
+        if self.swept.insert(folder.clone()) {
+            remove_leftovers(&folder);
+        }
+        let (file, temporary) = temporary(&folder, &real).with_context(|| {
             let open = self.files.len();
             let hint = if open > 100 {
                 format!(" beside {open} others; ask for fewer shards, or raise `ulimit -n`")
@@ -76,9 +81,9 @@ impl Staged {
             };
             format!("`{}`: cannot be written{hint}", shown(target))
         })?;
-        // A process elsewhere that shares the folder cannot see that this one lives, but finds the lock.
-        let _ = file.try_lock();
-        self.files.push(StagedFile { temporary, target: target.to_path_buf(), real });
+        let file = Arc::new(file);
+        self.real.insert(real.clone());
+        self.files.push(StagedFile { temporary, _locked: file.clone(), target: target.to_path_buf(), real });
         Ok(file)
     }
 
@@ -100,6 +105,7 @@ impl Staged {
             let discarded = targets.contains(&file.target);
             if discarded {
                 let _ = fs::remove_file(&file.temporary);
+                self.real.remove(&file.real);
             }
             !discarded
         });
@@ -150,8 +156,9 @@ impl Replaced {
         }
         let mut name = file.real.file_name().unwrap_or_default().to_os_string();
         name.push(".old");
-        let old = file.temporary.with_file_name(temporary_name(Path::new(&name), std::process::id()));
-        let _ = fs::remove_file(&old);
+        // A name that is nobody's: the file goes again, and what is kept takes its place.
+        let (_, old) = temporary(file.temporary.parent().unwrap_or(Path::new(".")), Path::new(&name))?;
+        fs::remove_file(&old)?;
         // A second name, so that the file is never missing under its own; where there are no links, it is for a moment.
         let kept = match fs::hard_link(&file.real, &old) {
             Err(error) if error.kind() == ErrorKind::NotFound => false,
@@ -204,21 +211,37 @@ impl Drop for Staged {
 /// What our temporary files end in.
 const TEMPORARY: &str = ".odh-tmp";
 
-fn temporary_name(target: &Path, process: u32) -> String {
+/// A new file under a name of its own, locked where there are locks: so others see that its run lives, also those on another machine or in
+/// another container, where numbers of processes say nothing.
+fn temporary(folder: &Path, target: &Path) -> std::io::Result<(File, PathBuf)> {
     let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    format!(".{name}.{process}{TEMPORARY}")
+    let prefix = format!(".{name}.");
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(TEMPORARY);
+    loop {
+        let made = builder.make_in(folder, |path| OpenOptions::new().write(true).create_new(true).open(path))?;
+        let (file, path) = made.keep().map_err(|error| error.error)?;
+        // Between the two another run may have taken it for one that was left.
+        if file.try_lock().is_err() || is_at(&file, &path) {
+            return Ok((file, path));
+        }
+    }
 }
 
-/// Removes temporary files that a killed run left behind, whatever they were to become.
+/// Removes temporary files that a killed run left behind, whatever they were to become: those that nobody has locked.
 fn remove_leftovers(folder: &Path) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
-        let file = entry.file_name().to_string_lossy().into_owned();
-        let process = file.strip_suffix(TEMPORARY).and_then(|rest| rest.rsplit('.').next()).and_then(|p| p.parse::<u32>().ok());
-        if let Some(process) = process
-            && process != std::process::id()
-            && !Path::new(&format!("/proc/{process}")).exists()
-            && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok())
+    // Who puts a dataset in its place has the folder, and keeps the old files meanwhile under such names.
+    let Ok(whole) = File::open(folder) else { return };
+    if whole.try_lock().is_err() {
+        return;
+    }
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let ours = name.as_encoded_bytes().starts_with(b".") && name.as_encoded_bytes().ends_with(TEMPORARY.as_bytes());
+        if ours
+            && entry.file_type().is_ok_and(|kind| kind.is_file())
+            && let Ok(file) = File::open(entry.path())
+            && file.try_lock().is_ok()
         {
             let _ = fs::remove_file(entry.path());
         }
@@ -332,7 +355,7 @@ impl Record {
 /// The records of one side, in one file or several.
 pub(super) struct Shards {
     paths: Vec<PathBuf>,
-    writers: Vec<tfrecord::Writer<BufWriter<File>>>,
+    writers: Vec<tfrecord::Writer<BufWriter<Arc<File>>>>,
     written: usize,
 }
 
@@ -481,18 +504,19 @@ mod tests {
     fn leftovers_of_a_killed_run_are_removed_and_those_of_a_living_one_kept() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("a.csv");
-        // No process has a number this large.
-        let dead = folder.path().join(temporary_name(Path::new("b.record-00001-of-00002"), u32::MAX));
-        let alive = folder.path().join(temporary_name(&target, 1));
-        fs::write(&dead, "").unwrap();
-        fs::write(&alive, "").unwrap();
-        // Of a process that is not seen from here, on another machine or in a container.
-        let elsewhere = folder.path().join(temporary_name(&target, u32::MAX - 1));
-        let locked = File::create(&elsewhere).unwrap();
-        locked.try_lock().unwrap();
+        let (file, dead) = temporary(folder.path(), Path::new("b.record-00001-of-00002")).unwrap();
+        drop(file);
+        let (_locked, alive) = temporary(folder.path(), &target).unwrap();
+        // Another run's, that has written this file and not the others yet.
+        let mut other = Staged::default();
+        small(&mut other, &target, |out| Ok(out.write_all(b"other")?)).unwrap();
         let mut staged = Staged::default();
-        small(&mut staged, &target, |_| Ok(())).unwrap();
-        assert!(!dead.exists() && alive.exists() && elsewhere.exists());
+        small(&mut staged, &target, |out| Ok(out.write_all(b"own")?)).unwrap();
+        assert!(!dead.exists() && alive.exists());
+        other.commit().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"other");
+        staged.commit().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"own");
     }
 
     #[test]

@@ -112,12 +112,12 @@ impl Records {
         let mut image = self.context(index, filename.as_deref(), image)?;
         let checked = check(&mut image, classes);
         self.context(index, Some(&image.filename), checked)?;
-        self.tell_strangers(&image, classes);
+        self.tell_strangers(index, &image, classes);
         Ok(image)
     }
 
     /// Says once of each name that the label map does not know, whose id it has: renamed perhaps, or another project's records.
-    fn tell_strangers(&self, image: &LabeledImage, classes: &Classes) {
+    fn tell_strangers(&self, index: usize, image: &LabeledImage, classes: &Classes) {
         for (name, id) in image.class_names.iter().zip(&image.classes) {
             if name.is_empty() || classes.ids.is_empty() || classes.ids.contains_key(name) {
                 continue;
@@ -126,10 +126,12 @@ impl Records {
             let mut told = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
             if told.insert(name.clone()) {
                 let own = classes.ids.iter().find(|(_, own)| *own == id).map_or("no name", |(name, _)| name);
-                let path = self.files.first().map(|(path, _)| path.display().to_string()).unwrap_or_default();
+                let (path, number) = self.place(index);
                 tracing::warn!(
-                    "`{path}`: its class `{name}` is not in the label map, where its id {id} has `{own}`: its boxes count as that. If \
-                     it was not renamed, these are records of another label map"
+                    "`{}`: record {number} (`{}`): its class `{name}` is not in the label map, where its id {id} has `{own}`: its boxes count as that. If \
+                     it was not renamed, these are records of another label map",
+                    path.display(),
+                    image.filename
                 );
             }
         }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::export::names::Names;
 use crate::proto::tensorflow::attr_value::{ListValue, Value as Attr};
 use crate::proto::tensorflow::tensor_shape_proto::Dim;
 use crate::proto::tensorflow::{AttrValue, DataType, GraphDef, NodeDef, TensorProto, TensorShapeProto, VersionDef};
@@ -128,8 +129,7 @@ pub struct Builder {
     frame_of: Vec<usize>,
     frames: Vec<Frame>,
     current: usize,
-    scope: String,
-    taken: HashMap<String, usize>,
+    names: Names,
 }
 
 impl Default for Builder {
@@ -142,29 +142,21 @@ impl Builder {
     /// An empty graph.
     pub fn new() -> Self {
         let top = Frame { parent: None, name: String::new(), parallel_iterations: 0, entered: HashMap::new() };
-        Self {
-            nodes: Vec::new(),
-            frame_of: Vec::new(),
-            frames: vec![top],
-            current: TOP,
-            scope: String::new(),
-            taken: HashMap::new(),
-        }
+        Self { nodes: Vec::new(), frame_of: Vec::new(), frames: vec![top], current: TOP, names: Names::default() }
     }
 
     /// The finished graph.
     pub fn finish(self) -> GraphDef {
-        assert!(self.current == TOP && self.scope.is_empty(), "a graph was finished inside a loop or scope");
+        assert!(self.current == TOP && self.names.scope().is_empty(), "a graph was finished inside a loop or scope");
         let versions = Some(VersionDef { producer: PRODUCER, ..VersionDef::default() });
         GraphDef { node: self.nodes, versions }
     }
 
     /// What `build` adds is named under `scope/`.
     pub fn within<R>(&mut self, scope: &str, build: impl FnOnce(&mut Self) -> R) -> R {
-        let outer = self.scope.clone();
-        self.scope = self.full_name(scope);
+        let outer = self.names.enter(scope);
         let result = build(self);
-        self.scope = outer;
+        self.names.leave(outer);
         result
     }
 
@@ -240,8 +232,8 @@ impl Builder {
     ) -> Vec<Value> {
         let outer = self.current;
         let initial: Vec<Value> = spec.initial.iter().map(|&v| self.bring(v, outer)).collect();
-        let (outer_scope, name) = (self.scope.clone(), self.full_name(spec.name));
-        self.scope = name.clone();
+        let outer_scope = self.names.enter(spec.name);
+        let name = self.names.scope().to_string();
         let frame = Frame { parent: Some(outer), name, parallel_iterations: spec.parallel_iterations, entered: HashMap::new() };
         self.frames.push(frame);
         self.current = self.frames.len() - 1;
@@ -261,15 +253,21 @@ impl Builder {
             variables.push(self.same("Identity", "Identity", &[stay]));
         }
         let next = body(self, &variables);
-        assert!(next.len() == merged.len(), "the body of {} gives {} of {} variables", self.scope, next.len(), merged.len());
+        assert!(
+            next.len() == merged.len(),
+            "the body of {} gives {} of {} variables",
+            self.names.scope(),
+            next.len(),
+            merged.len()
+        );
         for (&v, &merge) in next.iter().zip(&merged) {
-            assert!(v.dtype == merge.dtype, "a variable of {} changes its type", self.scope);
+            assert!(v.dtype == merge.dtype, "a variable of {} changes its type", self.names.scope());
             let again = self.same("NextIteration", "NextIteration", &[v]);
             let again = self.reference(again);
             self.nodes[merge.node].input.push(again);
         }
         let results = done.iter().map(|&v| self.exit(v, outer)).collect();
-        self.scope = outer_scope;
+        self.names.leave(outer_scope);
         self.current = outer;
         results
     }
@@ -318,35 +316,10 @@ impl Builder {
     }
 
     fn push(&mut self, frame: usize, name: &str, kind: &str, input: Vec<String>, attr: BTreeMap<String, AttrValue>) -> usize {
-        let name = self.unique(name);
+        let name = self.names.unique(name);
         self.nodes.push(NodeDef { name, op: kind.to_string(), input, device: String::new(), attr });
         self.frame_of.push(frame);
         self.nodes.len() - 1
-    }
-
-    /// Under the present scope; a leading slash means from the top.
-    fn full_name(&self, name: &str) -> String {
-        match name.strip_prefix('/') {
-            Some(absolute) => absolute.to_string(),
-            None if self.scope.is_empty() => name.to_string(),
-            None => format!("{}/{name}", self.scope),
-        }
-    }
-
-    fn unique(&mut self, name: &str) -> String {
-        let full = self.full_name(name);
-        let mut candidate = full.clone();
-        loop {
-            let count = self.taken.entry(full.clone()).or_insert(0);
-            if *count > 0 {
-                candidate = format!("{full}_{count}");
-            }
-            *count += 1;
-            if candidate == full || !self.taken.contains_key(&candidate) {
-                self.taken.entry(candidate.clone()).or_insert(1);
-                return candidate;
-            }
-        }
     }
 
     /// How an input names the value.

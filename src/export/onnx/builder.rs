@@ -1,7 +1,6 @@
 //! Puts an ONNX model together node by node (onnx.ai/onnx/repo-docs/IR.html).
 
-use std::collections::HashMap;
-
+use crate::export::names::Names;
 use crate::proto::onnx::attribute_proto::AttributeType;
 use crate::proto::onnx::tensor_proto::DataType;
 use crate::proto::onnx::tensor_shape_proto::{Dimension, dimension};
@@ -64,9 +63,9 @@ pub enum Side {
 #[derive(Debug, Default)]
 pub struct Builder {
     graph: GraphProto,
+    /// Of each value.
     names: Vec<String>,
-    scope: String,
-    taken: HashMap<String, usize>,
+    naming: Names,
 }
 
 impl Builder {
@@ -94,10 +93,9 @@ impl Builder {
 
     /// What `build` adds is named under `scope/`.
     pub fn within<R>(&mut self, scope: &str, build: impl FnOnce(&mut Self) -> R) -> R {
-        let outer = self.scope.clone();
-        self.scope = self.full_name(scope);
+        let outer = self.naming.enter(scope);
         let result = build(self);
-        self.scope = outer;
+        self.naming.leave(outer);
         result
     }
 
@@ -163,7 +161,7 @@ impl Builder {
         let output = results.iter().zip(kinds).map(|(v, &kind)| value_info(&self.names[v.0], kind, None)).collect();
         let mut graph = std::mem::replace(&mut self.graph, outer);
         graph.output = output;
-        graph.name = Some(self.full_name(name));
+        graph.name = Some(self.naming.full(name));
         graph
     }
 
@@ -201,29 +199,8 @@ impl Builder {
     }
 
     fn name(&mut self, name: &str) -> Value {
-        let full = self.full_name(name);
-        let mut candidate = full.clone();
-        loop {
-            let count = self.taken.entry(full.clone()).or_insert(0);
-            if *count > 0 {
-                candidate = format!("{full}_{count}");
-            }
-            *count += 1;
-            if candidate == full || !self.taken.contains_key(&candidate) {
-                self.taken.entry(candidate.clone()).or_insert(1);
-                self.names.push(candidate);
-                return Value(self.names.len() - 1);
-            }
-        }
-    }
-
-    /// Under the present scope; a leading slash means from the top.
-    fn full_name(&self, name: &str) -> String {
-        match name.strip_prefix('/') {
-            Some(absolute) => absolute.to_string(),
-            None if self.scope.is_empty() => name.to_string(),
-            None => format!("{}/{name}", self.scope),
-        }
+        self.names.push(self.naming.unique(name));
+        Value(self.names.len() - 1)
     }
 }
 
