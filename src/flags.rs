@@ -4,7 +4,7 @@
 ///
 /// For a flag that stands alone or takes a value (`-r`, `-r True`, `--reset=no`):
 ///
-/// ```ignore
+/// ```text
 /// #[arg(short, long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
 ///       default_value = "false", default_missing_value = "true", value_parser = crate::flags::boolean)]
 /// reset: bool,

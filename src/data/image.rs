@@ -165,11 +165,11 @@ fn bmp_pixels_end(bytes: &[u8]) -> Option<usize> {
         // A height below 0 says that the first row is the top one.
         _ => (number(18, 4)?, (number(22, 4)? as i32).unsigned_abs(), number(28, 2)?, number(30, 4)?),
     };
-    // None, and the masks of a pixel's colours.
-    let row = (u64::from(width) * u64::from(bits)).div_ceil(32) * 4;
+    // None, and masks of a pixel's colours.
     if !matches!(compression, 0 | 3) {
         return None;
     }
+    let row = (u64::from(width) * u64::from(bits)).div_ceil(32) * 4;
     let end = row.saturating_mul(height.into()).saturating_add(number(10, 4)?.into());
     usize::try_from(end).ok()
 }

@@ -367,6 +367,11 @@ fn check_object(
             looked.width, looked.height
         )));
     }
+    // The record has float32.
+    let written = |i: usize| (values[i] / limits[i % 2]) as f32;
+    if written(0) == written(2) || written(1) == written(3) {
+        return Err(skip("the box is so thin that a record gives it no area; draw it again".to_string()));
+    }
     for tag in &object.doubled {
         let text = format!("it has more than one <{tag}>, of which the first is used; remove the others");
         findings.push(Finding::kept(labels, text).of(label));
@@ -571,6 +576,7 @@ mod tests {
             (["41", "2", "9", "20"], "xmin 41 is not left of xmax 9"),
             (["1", "20", "9", "2"], "ymin 20 is not above ymax 2"),
             (["9", "2", "9", "20"], "no area"),
+            (["1.00000001", "2", "1.00000002", "20"], "so thin"),
             (["1", "2", "103", "20"], "xmax 103 is 3 px outside"),
             (["-2", "2", "10", "20"], "xmin -2 is 2 px outside"),
             (["100", "2", "101", "20"], "wholly outside"),
