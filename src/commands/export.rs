@@ -110,7 +110,7 @@ pub fn run(args: Args) -> Result<()> {
         || records(chosen.config.eval_input_reader.as_ref(), "./dataset/validate.record"),
         |path| vec![path.clone()],
     );
-    // So is it with what is to be verified on.
+    // What is to be verified on is looked for now too, not after minutes.
     let pictures = match args.verify_pictures.is_empty() {
         true => vec![],
         false => inputs::find(&args.verify_pictures, None)?.into_iter().map(|input| input.path).collect(),
