@@ -1,7 +1,9 @@
 //! process.log and the terminal: the record in the old tool's format, warnings on stderr, results on stdout, progress bars in one piece.
 
 use std::fmt::{self, Write as _};
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -195,9 +197,12 @@ impl TermLike for Lenient {
     }
 }
 
-/// Whether what was written to is a pipe or a terminal that nobody holds any more.
+/// Whether nobody holds the other end of stdout any more, a pipe's or a terminal's, by what writing there gave.
 pub fn reader_has_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(Errno::EIO as i32)
+    // A disk that fails gives the same number as a terminal that is gone.
+    let stdout_is_a_file =
+        || io::stdout().as_fd().try_clone_to_owned().and_then(|fd| File::from(fd).metadata()).is_ok_and(|meta| meta.is_file());
+    error.kind() == io::ErrorKind::BrokenPipe || error.raw_os_error() == Some(Errno::EIO as i32) && !stdout_is_a_file()
 }
 
 /// Why a line of the results could not be printed, the first time that it happened.

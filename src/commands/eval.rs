@@ -2,17 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::train::records;
 use crate::config::weights::{self, WeightsOptions};
 use crate::config::{coco_labels, zoo};
 use crate::engine::eval::{EvalOptions, evaluate, write};
 use crate::engine::model_files::{self, ModelSource, Search};
-use crate::engine::{checkpoint, device, loaded};
+use crate::engine::{device, loaded};
 use crate::formats::atomic_file::AtomicFile;
 use crate::formats::events::EventWriter;
-use crate::{exit, interrupt, outln};
+use crate::{interrupt, outln};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -70,9 +70,7 @@ pub fn run(args: Args) -> Result<()> {
                 let label_map = model_files::label_map(args.label_file.as_deref(), &files.folder, &config, false)?;
                 (config, files.folder, files.checkpoint, label_map)
             }
-            ModelSource::Zoo(name) if args.best => {
-                return Err(exit::usage(format!("there is no training of `{name}` here, and so no best checkpoint")));
-            }
+            ModelSource::Zoo(name) if args.best => return Err(model_files::no_best(&name)),
             ModelSource::Zoo(name) => {
                 let prefix = weights::pretrained(&name, &WeightsOptions::new(&args.model_zoo_dir, None))?;
                 let (config, _) = zoo::resolve(&name)?.config(Path::new("."))?;
@@ -84,8 +82,7 @@ pub fn run(args: Args) -> Result<()> {
             }
         };
     if args.best {
-        prefix = checkpoint::best(&folder)
-            .with_context(|| format!("{}: no evaluation has marked a best checkpoint yet", folder.display()))?;
+        prefix = model_files::best(&folder)?;
     }
     let loaded = loaded::load(&config, &prefix, device)?;
     let name = model_files::name(&folder)?.to_string_lossy().into_owned();
@@ -98,7 +95,6 @@ pub fn run(args: Args) -> Result<()> {
             .map_or_else(|| records(config.eval_input_reader.as_ref(), "./dataset/validate.record"), |r| vec![r]),
         num_visualizations: eval_config.num_visualizations() as usize,
         min_score: eval_config.min_score_threshold(),
-        averages: false, // `loaded` has them in place already
         num_threads: 0,
     };
     let eval_dir = args.eval_dir.join(&name);

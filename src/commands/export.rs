@@ -12,7 +12,6 @@ use crate::config::label_map::LabelMap;
 use crate::config::weights::{self, WeightsOptions};
 use crate::config::{coco_labels, pipeline, zoo};
 use crate::data::{inputs, loader};
-use crate::engine::checkpoint;
 use crate::engine::model_files::{self, ModelFiles, ModelSource, Search};
 use crate::export::folder::{self, ExportInput, Exported, Format, Verify};
 use crate::proto::object_detection::protos as pb;
@@ -232,7 +231,7 @@ fn choose(args: &Args) -> Result<Chosen> {
         }
     };
     let files = ModelFiles {
-        checkpoint: if args.best { best(&files.folder)? } else { files.checkpoint },
+        checkpoint: if args.best { model_files::best(&files.folder)? } else { files.checkpoint },
         pipeline_config: args.pipeline_config.clone().unwrap_or(files.pipeline_config),
         folder: files.folder,
     };
@@ -246,17 +245,10 @@ fn choose(args: &Args) -> Result<Chosen> {
     })
 }
 
-/// The checkpoint that evaluated best of those in a train folder.
-fn best(folder: &Path) -> Result<PathBuf> {
-    checkpoint::best(folder).ok_or_else(|| {
-        exit::usage(format!("no evaluation marked a best checkpoint in `{}`; leave --best out for the latest", folder.display()))
-    })
-}
-
 /// The zoo's own weights, where there is no training of the model.
 fn pretrained(args: &Args, name: &str) -> Result<Chosen> {
     if args.best {
-        return Err(exit::usage(format!("there is no training of `{name}` here, and so no best checkpoint")));
+        return Err(model_files::no_best(name));
     }
     tracing::info!("there is no training of {name} here: exporting the zoo's weights");
     let (config, source) = match &args.pipeline_config {

@@ -161,7 +161,6 @@ pub fn run(args: Args) -> Result<()> {
         records: eval_records,
         num_visualizations: eval_config.num_visualizations() as usize,
         min_score: eval_config.min_score_threshold(),
-        averages: eval_config.use_moving_averages(),
         num_threads: args.loader_threads,
     });
     let options = TrainOptions {

@@ -147,7 +147,7 @@ fn lock(folder: &Path) -> Option<File> {
     let folder = File::open(folder).ok()?;
     if folder.try_lock().is_err() {
         logging::say("waiting for another odh that fetches weights");
-        tracing::info!("waiting for another run that fetches weights");
+        tracing::info!(target: logging::FILE_ONLY, "waiting for another run that fetches weights");
         folder.lock().ok()?;
     }
     Some(folder)

@@ -32,8 +32,6 @@ pub struct EvalOptions<'a> {
     pub num_visualizations: usize,
     /// Least score of a box that is drawn.
     pub min_score: f32,
-    /// While training: whether the variables' moving averages are evaluated in their place.
-    pub averages: bool,
     /// Loader threads; 0 for one less than the machine has cores.
     pub num_threads: usize,
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use super::checkpoint;
 use crate::config::label_map::LabelMap;
 use crate::config::{coco_labels, pipeline, zoo};
 use crate::data::dataset::summary::plural;
@@ -87,6 +88,21 @@ pub fn find(search: &Search, resolve: impl Fn(&str) -> Result<String>) -> Result
         }
     }
     Ok(ModelSource::Zoo(zoo))
+}
+
+/// The checkpoint that evaluated best of those in a train folder.
+///
+/// # Errors
+/// Exit code 2 if no evaluation has marked one.
+pub fn best(folder: &Path) -> Result<PathBuf> {
+    checkpoint::best(folder).ok_or_else(|| {
+        exit::usage(format!("no evaluation marked a best checkpoint in `{}`; leave --best out for the latest", folder.display()))
+    })
+}
+
+/// What to say where the best checkpoint is wanted of a model that was not trained here: exit code 2.
+pub fn no_best(model: &str) -> anyhow::Error {
+    exit::usage(format!("there is no training of `{model}` here, and so no best checkpoint"))
 }
 
 /// What a model's folder is called, also where it was typed as `.`; a link has a name of its own.

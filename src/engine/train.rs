@@ -411,7 +411,7 @@ impl Run<'_> {
     fn evaluate(&mut self, prefix: &Path) -> Result<()> {
         let Some(options) = &self.options.evaluation else { return Ok(()) };
         tracing::info!("Evaluate start [ step : {} ]", self.step);
-        let averaged = options.averages.then(|| self.optimizer.averaged(&self.variables)).transpose()?;
+        let averaged = self.options.averages.then(|| self.optimizer.averaged(&self.variables)).transpose()?;
         let variables = averaged.as_ref().unwrap_or(&self.variables);
         let evaluated = eval::evaluate(self.model, variables, options, (prefix, self.step))?;
         let events = match &mut self.eval_events {
