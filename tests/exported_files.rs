@@ -256,6 +256,9 @@ fn a_faster_rcnns_file_finds_what_the_model_finds_in_pictures_of_any_size() {
         m.maxpool_stride = Some(1);
     });
     SIZES[1..3].iter().for_each(|&size| Both::new(&changed).compare("resnet50", size));
+    // The ONNX file has the second stage in parts, here three of 24 regions, two of them too many.
+    let many = two_stages(name, |m| m.first_stage_max_proposals = Some(70));
+    Both::new(&many).compare("70 regions", [96, 160]);
 }
 
 #[test]

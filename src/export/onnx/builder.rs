@@ -146,14 +146,41 @@ impl Builder {
         then: impl FnOnce(&mut Self) -> Vec<Value>,
         otherwise: impl FnOnce(&mut Self) -> Vec<Value>,
     ) -> Vec<Value> {
-        let then = self.within(name, |b| b.branch("then", kinds, then));
-        let otherwise = self.within(name, |b| b.branch("else", kinds, otherwise));
+        let then = self.within(name, |b| b.branch("then", vec![], kinds, then));
+        let otherwise = self.within(name, |b| b.branch("else", vec![], kinds, otherwise));
         let attributes = [Attribute::graph("then_branch", then), Attribute::graph("else_branch", otherwise)];
         self.ops(name, "If", &[condition], &attributes, kinds.len())
     }
 
-    fn branch(&mut self, name: &str, kinds: &[DataType], build: impl FnOnce(&mut Self) -> Vec<Value>) -> GraphProto {
+    /// What `build` gives for each element of the first dimension of `over`, one below the other; all of one shape.
+    ///
+    /// * `over`: floats `[elements, ...]`. `build`: is given `[...]`, and may read what stands outside.
+    /// * `kinds`: of the results.
+    pub fn for_each(
+        &mut self,
+        name: &str,
+        over: Value,
+        kinds: &[DataType],
+        build: impl FnOnce(&mut Self, Value) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let body = self.within(name, |b| {
+            let element = b.name("element");
+            let info = value_info(&b.names[element.0], DataType::Float, None);
+            b.branch("body", vec![info], kinds, |b| build(b, element))
+        });
+        let attributes = [Attribute::graph("body", body), Attribute::int("num_scan_inputs", 1)];
+        self.ops(name, "Scan", &[over], &attributes, kinds.len())
+    }
+
+    fn branch(
+        &mut self,
+        name: &str,
+        inputs: Vec<ValueInfoProto>,
+        kinds: &[DataType],
+        build: impl FnOnce(&mut Self) -> Vec<Value>,
+    ) -> GraphProto {
         let outer = std::mem::take(&mut self.graph);
+        self.graph.input = inputs;
         let results = self.within(name, |b| {
             // A branch must compute what it gives, also if that stands outside.
             build(b).into_iter().map(|v| b.op("result", "Identity", &[v], &[])).collect::<Vec<_>>()
@@ -236,5 +263,24 @@ mod tests {
         assert_eq!(branch(0).node.iter().map(|n| n.name()).collect::<Vec<_>>(), ["If/then/neg", "If/then/result"]);
         assert_eq!(branch(1).node[0].input, ["x"]);
         assert_eq!(graph.output[0].name(), "y");
+    }
+
+    #[test]
+    fn what_is_done_for_each_element_is_a_graph_of_its_own_with_its_constants() {
+        let mut b = Builder::new();
+        let x = b.input("x", DataType::Float, &[Side::Named("n"), Side::Known(4)]);
+        let y = b.for_each("Each", x, &[DataType::Float], |b, element| {
+            let two = b.float("two", 2.0);
+            vec![b.op("mul", "Mul", &[element, two], &[])]
+        });
+        b.output("y", y[0], DataType::Float, &[Side::Named("n"), Side::Known(4)]);
+        let graph = b.finish("test", &[]).graph.unwrap();
+        assert_eq!(graph.node.iter().map(|n| n.op_type()).collect::<Vec<_>>(), ["Scan", "Identity"]);
+        assert_eq!(graph.node[0].input, ["x"]);
+        let body = graph.node[0].attribute[0].g.as_ref().unwrap();
+        assert_eq!((body.input.len(), body.output.len()), (1, 1));
+        assert_eq!(body.node[0].input, [body.input[0].name(), "Each/body/two"]);
+        assert_eq!(body.initializer[0].name(), "Each/body/two");
+        assert!(graph.initializer.is_empty());
     }
 }

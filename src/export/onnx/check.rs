@@ -14,7 +14,7 @@ const OPERATORS: &[&str] = &[
     "Abs", "Add", "And", "AveragePool", "Cast", "Clip", "Concat", "Conv", "Div", "Exp", "Expand", "Floor", "Gather", "GatherND", "Gemm",
     "Greater", "GreaterOrEqual", "GridSample", "Identity", "If", "Less", "LessOrEqual", "MatMul", "Max", "MaxPool", "Min", "Mul", "NonMaxSuppression",
     "Pad", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Round",
-    "ScatterND", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sub", "TopK", "Transpose", "Unsqueeze", "Where",
+    "Scan", "ScatterND", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sub", "TopK", "Transpose", "Unsqueeze", "Where",
 ];
 
 /// Checks the whole model.
@@ -23,15 +23,14 @@ const OPERATORS: &[&str] = &[
 /// For a name that is given twice or read before it is given, or an operator that is not standard.
 pub fn check(model: &ModelProto) -> Result<()> {
     let graph = model.graph.as_ref().context("the model has no graph")?;
-    let mut given = HashSet::new();
-    for input in &graph.input {
-        ensure!(given.insert(input.name()), "{} is given twice", input.name());
-    }
-    check_graph(graph, &mut given)
+    check_graph(graph, &mut HashSet::new())
 }
 
 /// * `given`: what stands outside; names must be unique over all branches.
 fn check_graph<'a>(graph: &'a GraphProto, given: &mut HashSet<&'a str>) -> Result<()> {
+    for input in &graph.input {
+        ensure!(given.insert(input.name()), "{} is given twice", input.name());
+    }
     for constant in &graph.initializer {
         let elements: i64 = constant.dims.iter().product();
         let (bytes, of) = (constant.raw_data().len() as i64, constant.name());

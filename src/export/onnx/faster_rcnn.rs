@@ -34,7 +34,7 @@ pub fn onnx(model: &FasterRcnn, variables: &ReadVariable, metadata: &[(&str, Str
 
     let first = model.first_graph();
     let wanted = [output(first, "map")?, output(first, "box_encodings")?, output(first, "objectness")?];
-    let raw = write_network(&mut b, first, (input(first)?, prepared.pixels), None, &wanted, variables)?;
+    let raw = write_network(&mut b, first, &[(input(first)?, prepared.pixels)], None, &wanted, variables)?;
     let map = raw[0]; // [N, C, h, w]
     let regions = b.within("FirstStagePostprocessor", |b| {
         let proposals = propose(b, model.rpn(), &frame, [raw[1], raw[2]]);
@@ -46,13 +46,14 @@ pub fn onnx(model: &FasterRcnn, variables: &ReadVariable, metadata: &[(&str, Str
     let predictions = [output(graph, "refined_box_encodings")?, output(graph, "class_predictions")?];
     let raw = match classifier.regions {
         Regions::Crops { side } => {
-            let channels = first.channels(wanted[0]);
-            let (from, pool) = pooled(graph, side)?;
-            let crops = b.within("CropAndResize", |b| crop_and_resize(b, map, channels, &regions, side, pool));
-            write_network(&mut b, graph, (from, crops), Some([side; 2]), &predictions, variables)?
+            let cropped = Cropped::of(graph, side)?;
+            let depths = predictions.map(|prediction| graph.channels(prediction));
+            for_each_part(&mut b, (map, &cropped), &regions, side, depths, |b, crops| {
+                write_network(b, graph, crops, Some([side; 2]), &predictions, variables)
+            })?
         }
         Regions::PositionSensitive { bins, crop } => {
-            let maps = write_network(&mut b, graph, (input(graph)?, map), None, &predictions, variables)?;
+            let maps = write_network(&mut b, graph, &[(input(graph)?, map)], None, &predictions, variables)?;
             let shares = b.within("PSRoI", |b| bin_shares(b, maps[0], &regions, bins, crop));
             let k = classifier.num_classes as i64;
             let mut average = |name: &str, maps: Value, depth: i64| {
@@ -174,45 +175,123 @@ fn numbers(b: &mut Builder, name: &str, range: std::ops::Range<i64>) -> Value {
     b.floats(name, &[values.len() as i64], &values)
 }
 
-/// The node that the crops are made for, and the side of the windows of samples whose maximum it is: the pooling of the crops, where its windows
-/// fill a crop's `side` and nothing else reads the crops; else the crops themselves.
-fn pooled(graph: &Graph, side: i64) -> Result<(NodeId, i64)> {
-    let crops = input(graph)?;
-    let readers: Vec<usize> = (0..graph.nodes().len()).filter(|&i| graph.nodes()[i].inputs.contains(&crops)).collect();
-    Ok(match readers.as_slice() {
-        [reader] => match graph.nodes()[*reader].op {
-            Op::MaxPool(window)
-                if window == Window::square(window.kernel[0], window.kernel[0], Padding::Valid)
-                    && side % window.kernel[0] == 0 =>
-            {
-                (NodeId(*reader), window.kernel[0])
-            }
-            _ => (crops, 1),
-        },
-        _ => (crops, 1),
-    })
+/// What the second stage's network is given of the crops.
+struct Cropped {
+    /// The nodes that have the crops' values, of consecutive channels of the map.
+    nodes: Vec<NodeId>,
+    /// How many channels each of them has.
+    channels: i64,
+    /// The side of the windows of samples whose maximum they have.
+    pool: i64,
+}
+
+impl Cropped {
+    /// The pooling of the crops, where its windows fill a crop's `side`, or their channels' parts, where these are of one size: the crops
+    /// themselves are then never written down. Else the crops.
+    ///
+    /// # Errors
+    /// If `graph` has no input.
+    fn of(graph: &Graph, side: i64) -> Result<Self> {
+        let crops = input(graph)?;
+        let readers: Vec<NodeId> =
+            (0..graph.nodes().len()).map(NodeId).filter(|&id| graph.node(id).inputs.contains(&crops)).collect();
+        if let [reader] = readers[..]
+            && let Op::MaxPool(window) = graph.node(reader).op
+            && window == Window::square(window.kernel[0], window.kernel[0], Padding::Valid)
+            && side % window.kernel[0] == 0
+        {
+            return Ok(Self { nodes: vec![reader], channels: graph.channels(crops), pool: window.kernel[0] });
+        }
+        let channels = readers.first().map_or(0, |&reader| graph.channels(reader));
+        let is_part = |(i, &reader): (usize, &NodeId)| {
+            let channel = i as i64 * channels;
+            graph.channels(reader) == channels && graph.node(reader).op == Op::Slice { row: 0, column: 0, channel }
+        };
+        let all = readers.len() as i64 * channels == graph.channels(crops);
+        let (nodes, channels) = if all && readers.iter().enumerate().all(is_part) {
+            (readers, channels)
+        } else {
+            (vec![crops], graph.channels(crops))
+        };
+        Ok(Self { nodes, channels, pool: 1 })
+    }
 }
 
 /// How many samples of a channel are taken at once. onnxruntime goes through its plan of them, 56 bytes each, for every channel.
 const SAMPLES_AT_ONCE: i64 = 6000;
 
-/// TensorFlow's `crop_and_resize` of every region, and the maximum of every square of `pool * pool` samples:
-/// `[N, C, h, w] -> [N * P, C, side / pool, side / pool]`.
+/// The second stage of every region: `classify` is given the crops of some regions at a time, whose values then stay in the processor's caches,
+/// and need a fraction of the memory. Its results `[regions, depth]` become `[N * P, depth]`.
 ///
-/// GridSample takes the samples of many regions at once. It fades from the map's edge into zeros, where TensorFlow is 0 at once; so what
-/// TensorFlow has as outside is sampled far off. (RoiAlign over boxes half a step larger gives the same, in twice the time or more.) The
-/// samples come out channel by channel; their maximum is taken before they are turned round, when there are fewer to turn. All this is done
-/// for some regions at a time, whose samples stay in the processor's caches.
+/// * `map`: `[N, C, h, w]`. `side`: samples down and across a region, a multiple of the pooling's. `depths`: of the results.
 ///
-/// * `channels`: `C`. `side`: samples down and across a region, a multiple of `pool`.
-fn crop_and_resize(b: &mut Builder, map: Value, channels: i64, regions: &Proposed, side: i64, pool: i64) -> Value {
-    let (of_each, cells) = (regions.max as i64, side / pool);
+/// # Errors
+/// Those of `classify`.
+fn for_each_part(
+    b: &mut Builder,
+    (map, cropped): (Value, &Cropped),
+    regions: &Proposed,
+    side: i64,
+    depths: [i64; 2],
+    classify: impl FnOnce(&mut Builder, &[(NodeId, Value)]) -> Result<Vec<Value>>,
+) -> Result<Vec<Value>> {
+    let (of_each, windows) = (regions.max as i64, (side / cropped.pool).pow(2));
+    let (parts, at_once) = parts_of(of_each, SAMPLES_AT_ONCE / (side * side));
+    let (grids, maps) = b.within("CropAndResize", |b| {
+        let mut grid = sampling_grid(b, map, regions, [side / cropped.pool, cropped.pool]);
+        if parts * at_once > of_each {
+            let pads = b.ints("pads", &[8], &[0, 0, 0, 0, 0, 0, (parts * at_once - of_each) * windows, 0]);
+            let far = b.float("far", FAR);
+            grid = b.op("Pad", "Pad", &[grid, pads, far], &[]);
+        }
+        let grid = reshape(b, "parts", grid, &[-1, cropped.pool.pow(2), parts, at_once * windows, 2]);
+        let grids = b.op("parts_first", "Transpose", &[grid], &[Attribute::ints("perm", &[2, 0, 1, 3, 4])]);
+        let maps = match cropped.nodes.len() {
+            1 => vec![map],
+            count => {
+                let split = b.ints("channels/split", &[count as i64], &vec![cropped.channels; count]);
+                b.ops("channels", "Split", &[map, split], &[Attribute::int("axis", 1)], count)
+            }
+        };
+        (grids, maps)
+    });
+    let mut result = Ok(());
+    let found = b.for_each("SecondStage", grids, &[DataType::Float; 2], |b, grid| {
+        let crops: Vec<(NodeId, Value)> = b.within("CropAndResize", |b| {
+            let crop = |map| crop_and_resize(b, map, grid, [at_once, cropped.channels, side / cropped.pool, cropped.pool]);
+            cropped.nodes.iter().copied().zip(maps.into_iter().map(crop)).collect()
+        });
+        classify(b, &crops).unwrap_or_else(|error| {
+            result = Err(error);
+            vec![]
+        })
+    });
+    result?;
+    // [parts, N * at_once, depth]
+    let of_all = |(found, depth): (Value, i64)| {
+        b.within("regions", |b| {
+            let found = reshape(b, "parts", found, &[parts, -1, at_once, depth]);
+            let found = b.op("pictures_first", "Transpose", &[found], &[Attribute::ints("perm", &[1, 0, 2, 3])]);
+            let found = reshape(b, "all", found, &[-1, parts * at_once, depth]);
+            let [begin, end, axis] = [("begin", 0), ("end", of_each), ("axis", 1)].map(|(part, v)| b.ints(part, &[1], &[v]));
+            let found = b.op("Slice", "Slice", &[found, begin, end, axis], &[]);
+            reshape(b, "rows", found, &[-1, depth])
+        })
+    };
+    Ok(found.into_iter().zip(depths).map(of_all).collect())
+}
+
+/// Where the samples of all regions lie on the map, as GridSample has it: `[N, pool * pool, P * cells * cells, 2]` as x, y.
+///
+/// * `[cells, pool]`: windows down and across a region, and samples down and across a window.
+fn sampling_grid(b: &mut Builder, map: Value, regions: &Proposed, [cells, pool]: [i64; 2]) -> Value {
+    let of_each = regions.max as i64;
     let sides = [(0, "y", [-1, pool, 1, of_each, cells, 1, 1]), (1, "x", [-1, 1, pool, of_each, 1, cells, 1])];
     let [y, x] = sides.map(|(i, name, across)| {
         b.within(name, |b| {
             let cells_of_map = map_side(b, map, i);
             let ends_of = [("low", i), ("high", i + 2)].map(|(name, at)| columns(b, name, regions.boxes, [at, at + 1])); // [R, 1]
-            let samples = Samples::new(b, cells_of_map, ends_of, side);
+            let samples = Samples::new(b, cells_of_map, ends_of, cells * pool);
             // -1 is the edge before the first cell, half a cell from its middle, and 1 the edge behind the last.
             let (half, two, one) = (b.float("half", 0.5), b.float("two", 2.0), b.float("one", 1.0));
             let place = b.op("place/edge", "Add", &[samples.places, half], &[]);
@@ -229,25 +308,18 @@ fn crop_and_resize(b: &mut Builder, map: Value, channels: i64, regions: &Propose
         })
     });
     let grid = concat(b, "grid", &[x, y], 6);
-    let grid = reshape(b, "grid/windows", grid, &[0, pool * pool, of_each * cells * cells, 2]);
-    let sizes = parts_of(of_each, (SAMPLES_AT_ONCE / (side * side)).max(1));
-    let grids = if sizes.len() == 1 {
-        vec![grid]
-    } else {
-        let of_each_part: Vec<i64> = sizes.iter().map(|regions| regions * cells * cells).collect();
-        let split = b.ints("grid/parts/split", &[sizes.len() as i64], &of_each_part);
-        b.ops("grid/parts", "Split", &[grid, split], &[Attribute::int("axis", 2)], sizes.len())
-    };
-    let crops: Vec<Value> =
-        sizes.iter().zip(grids).map(|(&regions, grid)| sampled(b, map, grid, [regions, channels, cells, pool])).collect();
-    let crops = if crops.len() == 1 { crops[0] } else { concat(b, "concat", &crops, 1) };
-    reshape(b, "crops", crops, &[-1, channels, cells, cells])
+    reshape(b, "grid/windows", grid, &[0, pool * pool, of_each * cells * cells, 2])
 }
 
-/// The greatest sample of each window of some regions: `[N, regions, C, cells * cells]`.
+/// TensorFlow's `crop_and_resize` of some regions, and the maximum of every square of `pool * pool` samples:
+/// `[N, C, h, w] -> [N * regions, C, cells, cells]`.
+///
+/// GridSample takes the samples of many regions at once. It fades from the map's edge into zeros, where TensorFlow is 0 at once; so what
+/// TensorFlow has as outside is sampled far off. (RoiAlign over boxes half a step larger gives the same, in twice the time or more.) The
+/// samples come out channel by channel; their maximum is taken before they are turned round, when there are fewer to turn.
 ///
 /// * `grid`: `[N, pool * pool, regions * cells * cells, 2]`.
-fn sampled(b: &mut Builder, map: Value, grid: Value, [regions, channels, cells, pool]: [i64; 4]) -> Value {
+fn crop_and_resize(b: &mut Builder, map: Value, grid: Value, [regions, channels, cells, pool]: [i64; 4]) -> Value {
     let attributes = [
         Attribute::text("mode", "bilinear"),
         Attribute::text("padding_mode", "zeros"),
@@ -260,13 +332,14 @@ fn sampled(b: &mut Builder, map: Value, grid: Value, [regions, channels, cells, 
         samples = b.op("MaxPool", "ReduceMax", &[samples], &attributes);
     }
     let samples = reshape(b, "regions", samples, &[-1, channels, regions, cells * cells]);
-    b.op("regions_first", "Transpose", &[samples], &[Attribute::ints("perm", &[0, 2, 1, 3])])
+    let samples = b.op("regions_first", "Transpose", &[samples], &[Attribute::ints("perm", &[0, 2, 1, 3])]);
+    reshape(b, "crops", samples, &[-1, channels, cells, cells])
 }
 
-/// `count` in as few parts of `most` at most as it takes, all of nearly the same size.
-fn parts_of(count: i64, most: i64) -> Vec<i64> {
-    let parts = (count + most - 1) / most;
-    (0..parts).map(|i| count * (i + 1) / parts - count * i / parts).collect()
+/// In how few parts of `most` at most `count` goes, and how large the parts are then, the last perhaps not full.
+fn parts_of(count: i64, most: i64) -> (i64, i64) {
+    let parts = (count as u64).div_ceil(most.max(1) as u64) as i64;
+    (parts, (count as u64).div_ceil(parts as u64) as i64)
 }
 
 /// Height (0) or width (1) of a map `[N, C, h, w]`, a row of one float.
@@ -363,10 +436,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_few_even_and_all_of_it() {
-        assert_eq!(parts_of(300, 30), [30; 10]);
-        assert_eq!(parts_of(20, 30), [20]);
-        assert_eq!(parts_of(7, 3), [2, 2, 3]);
-        assert_eq!(parts_of(1, 1), [1]);
+    fn parts_are_few_and_even() {
+        assert_eq!(parts_of(300, 30), (10, 30));
+        assert_eq!(parts_of(20, 30), (1, 20));
+        assert_eq!(parts_of(7, 3), (3, 3));
+        assert_eq!(parts_of(31, 30), (2, 16));
+        assert_eq!(parts_of(5, 0), (5, 1));
     }
 }

@@ -14,7 +14,7 @@ const END: i64 = i64::MAX;
 
 /// Appends what `wanted` depends on and returns the values of `wanted`, in its order.
 ///
-/// * `given`: the node that all else comes from, the graph's `Op::Input` or one behind it, and its value `[N, C, H, W]`.
+/// * `given`: the nodes that all else comes from, the graph's `Op::Input` or some behind it, and their values `[N, C, H, W]`.
 /// * `small`: `[H, W]` of the graph's input, if it is many small maps, as crops are.
 ///
 /// # Errors
@@ -22,14 +22,14 @@ const END: i64 = i64::MAX;
 pub fn write_network(
     b: &mut Builder,
     graph: &Graph,
-    given: (NodeId, Value),
+    given: &[(NodeId, Value)],
     small: Option<[i64; 2]>,
     wanted: &[NodeId],
     variables: &ReadVariable,
 ) -> Result<Vec<Value>> {
     let layers = Layers::new(graph, wanted, variables);
     let sizes = small.map(|input| graph.sizes(input));
-    let mut values = HashMap::from([given]);
+    let mut values: HashMap<NodeId, Value> = given.iter().copied().collect();
     for (i, node) in graph.nodes().iter().enumerate() {
         let id = NodeId(i);
         let joined = layers.sole_reader(id).is_some_and(|reader| layers.taken_in(reader) == Some(id));
@@ -205,7 +205,7 @@ mod tests {
         let mut b = Builder::new();
         let input = b.input("x", DataType::Float, &[]);
         let read = |name: &str| Ok(Vec::<f32>::try_from(weights(name, channels).view([-1]))?);
-        write_network(&mut b, &graph, (x, input), None, &[y], &read).unwrap();
+        write_network(&mut b, &graph, &[(x, input)], None, &[y], &read).unwrap();
         b.finish("test", &[]).graph.unwrap()
     }
 

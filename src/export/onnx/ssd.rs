@@ -26,8 +26,8 @@ pub fn onnx(model: &SsdExport, variables: &ReadVariable, metadata: &[(&str, Stri
     let picture = parts::image_tensor(&mut b);
     let prepared = b.within("Preprocessor", |b| prepare(b, model.resizer, &model.pixels, picture));
     let wanted: Vec<NodeId> = model.heads.iter().flat_map(|head| [head.boxes, head.classes]).collect();
-    let pixels = (input(model.graph)?, prepared.pixels);
-    let raw = write_network(&mut b, model.graph, pixels, None, &wanted, variables)?;
+    let given = [(input(model.graph)?, prepared.pixels)];
+    let raw = write_network(&mut b, model.graph, &given, None, &wanted, variables)?;
     let (mut codes, mut logits) = (Vec::new(), Vec::new());
     for (i, pair) in raw.chunks_exact(2).enumerate() {
         b.within(&format!("BoxPredictor_{i}"), |b| {
