@@ -21,6 +21,8 @@ use crate::interrupt;
 const KEPT_SCORE: f32 = 0.2;
 /// Pictures that may wait decoded, or for being written: enough to even out large and small ones.
 const AHEAD: usize = 3;
+/// On how many pictures one after another the model may fail before it is taken to be the model's fault, not theirs.
+const FAILURES: usize = 3;
 
 /// What finds objects in a picture.
 pub trait PictureDetector {
@@ -69,11 +71,11 @@ struct Finished<'a> {
 
 /// Looks at every picture and writes the results below `options.output`.
 ///
-/// Pictures are decoded in one thread beside the model's and drawn on and written in another. One that is damaged is named
-/// in the log and passed over. `each` is told of every picture that was looked at, with what is drawn on it.
+/// Pictures are decoded in one thread beside the model's and drawn on and written in another. One that is damaged, or that the model fails
+/// on, is named in the log and passed over. `each` is told of every picture that was looked at, with what is drawn on it.
 ///
 /// # Errors
-/// If the model fails, or `detections.json` or `detections.csv` cannot be written.
+/// If the model fails on the only pictures there are or on a few one after another, or `detections.json` or `detections.csv` cannot be written.
 pub fn detect_all(
     detector: &mut dyn PictureDetector,
     inputs: &[Input],
@@ -132,10 +134,18 @@ fn look_at_all<'a>(
     summary: &mut DetectSummary,
     each: &mut impl FnMut(&Input, Option<&[draw::Annotation]>),
 ) -> Result<()> {
+    // The last failure of the model, of which it is not known yet whether it ends all.
+    let mut failure: Option<anyhow::Error> = None;
+    let mut failures = 0;
+    let pass_over = |failure: Option<anyhow::Error>| {
+        if let Some(e) = failure {
+            tracing::error!("{e:#}; the picture is passed over");
+        }
+    };
     for (input, picture) in decoded {
         if interrupt::requested() {
             summary.interrupted = true;
-            return Ok(());
+            break;
         }
         let picture = match picture {
             Ok(picture) => picture,
@@ -147,8 +157,23 @@ fn look_at_all<'a>(
             }
         };
         let start = Instant::now();
-        let detections = detector.detect(&picture).with_context(|| format!("the model failed on `{}`", input.path.display()))?;
+        let detections = detector.detect(&picture).with_context(|| format!("the model failed on `{}`", input.path.display()));
         summary.model += start.elapsed();
+        let detections = match detections {
+            Ok(detections) => detections,
+            Err(e) => {
+                pass_over(failure.replace(e));
+                failures += 1;
+                if failures == FAILURES {
+                    break;
+                }
+                summary.faulty += 1;
+                each(input, None);
+                continue;
+            }
+        };
+        pass_over(failure.take());
+        failures = 0;
         let label = |class: usize| detector.label_map().label(u32::try_from(class + 1).unwrap_or(u32::MAX));
         let found = Found { name: &input.name, height: picture.height, width: picture.width, detections: &detections };
         files.add(&found, options.min_score.min(KEPT_SCORE), label)?;
@@ -159,6 +184,10 @@ fn look_at_all<'a>(
         let sent = to_writer.send(Finished { input, picture, annotations });
         sent.map_err(|_| anyhow::anyhow!("the thread that writes pictures has ended"))?;
     }
+    if failures == FAILURES || summary.pictures == 0 && !summary.interrupted {
+        return failure.map_or(Ok(()), Err);
+    }
+    pass_over(failure);
     Ok(())
 }
 
@@ -259,16 +288,41 @@ mod tests {
         assert!(csv.lines().nth(3).unwrap().ends_with(",fox,0,0,30,40,0.1,2"), "{csv}");
     }
 
-    #[test]
-    fn a_failing_model_ends_it_names_the_picture_and_leaves_the_old_files() {
+    /// Ten pictures, of which the model fails on these; the result, and whether detections.json is still the old one.
+    fn failing_on(some: &[usize]) -> (Result<(DetectSummary, Vec<String>)>, bool) {
         let folder = tempfile::tempdir().unwrap();
         for i in 0..10 {
-            picture(&folder.path().join(format!("in/{i}.jpg")), if i == 5 { 13 } else { 20 }, 20);
+            picture(&folder.path().join(format!("in/{i}.jpg")), if some.contains(&i) { 13 } else { 20 }, 20);
         }
-        atomic_file::write(&folder.path().join("out/detections.json"), b"old").unwrap();
-        let error = detect(folder.path(), 0.5).unwrap_err();
-        assert!(format!("{error:#}").contains("5.jpg`: out of luck"), "{error:#}");
-        assert_eq!(std::fs::read(folder.path().join("out/detections.json")).unwrap(), b"old");
+        let json = folder.path().join("out/detections.json");
+        atomic_file::write(&json, b"old").unwrap();
+        (detect(folder.path(), 0.5), std::fs::read(json).unwrap() == b"old")
+    }
+
+    #[test]
+    fn a_picture_that_the_model_fails_on_is_passed_over() {
+        for (failing, faulty) in [(vec![5], 1), (vec![0], 1), (vec![9], 1), (vec![0, 1, 3, 4, 6, 7, 9], 7)] {
+            let (result, old) = failing_on(&failing);
+            let (summary, told) = result.unwrap();
+            assert_eq!((summary.pictures, summary.faulty), (10 - faulty, faulty), "{failing:?}");
+            assert_eq!(told.iter().filter(|line| line.ends_with("None")).count(), faulty);
+            assert!(!old);
+        }
+    }
+
+    #[test]
+    fn a_model_that_fails_again_and_again_ends_it_and_leaves_the_old_files() {
+        for (failing, last) in [(vec![5, 6, 7], "7.jpg"), ((0..10).collect(), "2.jpg")] {
+            let (result, old) = failing_on(&failing);
+            let error = format!("{:#}", result.unwrap_err());
+            assert!(error.contains(&format!("{last}`: out of luck")), "{error}");
+            assert!(old);
+        }
+        // The only picture there is.
+        let folder = tempfile::tempdir().unwrap();
+        picture(&folder.path().join("in/a.jpg"), 13, 20);
+        let error = format!("{:#}", detect(folder.path(), 0.5).unwrap_err());
+        assert!(error.contains("a.jpg`: out of luck"), "{error}");
     }
 
     #[test]
