@@ -206,6 +206,7 @@ fn other_parts_and_settings_train_and_detect() {
             extractor(m).r#type = Some("faster_rcnn_resnet50".into());
             extractor(m).first_stage_features_stride = Some(8);
         }),
+        ("Inception V2's stride 8, which changes nothing", |m| extractor(m).first_stage_features_stride = Some(8)),
         ("trained batch norms", |m| extractor(m).batch_norm_trainable = Some(true)),
         ("a dilated RPN of another depth and kernel", |m| {
             m.first_stage_atrous_rate = Some(2);

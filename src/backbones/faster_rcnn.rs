@@ -32,7 +32,7 @@ pub const RESTORED_SCOPES: &[&str] = &["FirstStageFeatureExtractor/", "SecondSta
 pub struct FasterRcnnBackbone {
     /// From pixels to what the network takes.
     pub pixels: Pixels,
-    /// The strides that the first stage's map can have.
+    /// The values of `first_stage_features_stride` that it takes.
     pub strides: &'static [i64],
     /// Appends the network from the preprocessed picture `[N, 3, H, W]` to the map that proposals are made and cropped from,
     /// `[N, C, H / stride, W / stride]`; the scope given is [`FIRST_STAGE_SCOPE`].

@@ -28,7 +28,8 @@ pub const SSD: SsdBackbone = SsdBackbone {
 /// What a Faster R-CNN builds on: Mixed_4e, and behind its crops Mixed_5a to Mixed_5c.
 pub const FASTER_RCNN: FasterRcnnBackbone = FasterRcnnBackbone {
     pixels: Pixels::MINUS_ONE_TO_ONE,
-    strides: &[16],
+    // Upstream takes 8 as well, and its map has 16 all the same.
+    strides: &[8, 16],
     first_stage: |graph, x, scope, options| {
         let (scope, with) = (scope.child("InceptionV2"), faster_rcnn_scope(options));
         let x = stem(graph, x, &scope, FULL, &with);

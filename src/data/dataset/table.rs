@@ -1,6 +1,6 @@
 //! The CSV files of boxes: written as the old tool wrote them, and read back as a user edited them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::Path;
 
@@ -93,6 +93,8 @@ fn parse(bytes: &[u8], name: &str) -> Result<Table> {
     let mut table = Table::default();
     let rows = &mut table.pictures;
     let mut by_name: HashMap<String, usize> = HashMap::new();
+    // Pictures with a line that cannot be used: there is something on them, whatever another line says.
+    let mut not_empty: HashSet<String> = HashSet::new();
     let mut lines = Lines { bytes, at: 0, line: 1 };
     loop {
         let more = reader.read_byte_record(&mut raw).with_context(|| format!("`{name}`: cannot be read as CSV"))?;
@@ -128,6 +130,7 @@ fn parse(bytes: &[u8], name: &str) -> Result<Table> {
             };
             let text = format!("it has {} and the first line has {width}; {hint}", plural(row.len(), "field"));
             table.faults.push((line, text));
+            not_empty.extend(row.get(columns[0]).map(|name| name.trim().to_string()));
             continue;
         }
         let field = |i: usize| row.get(columns[i]).unwrap_or_default();
@@ -171,6 +174,7 @@ fn parse(bytes: &[u8], name: &str) -> Result<Table> {
     if columns.is_none() {
         bail!("`{name}`: the file is empty; its first line must be {}", COLUMNS.join(","));
     }
+    rows.retain(|rows| !rows.objects.is_empty() || !not_empty.contains(&rows.filename));
     Ok(table)
 }
 
@@ -312,6 +316,12 @@ mod tests {
             assert_eq!(table.pictures.iter().map(|rows| rows.filename.as_str()).collect::<Vec<_>>(), ["a.jpg", "d.jpg"]);
             let [(3, said)] = table.faults.as_slice() else { panic!("{:?}", table.faults) };
             assert!(said.contains(wanted), "{said}");
+        }
+        // There is something on b.jpg, though another line has nothing.
+        for lines in ["b.jpg,1,1\nb.jpg,1,1,,,,,\n", "b.jpg,1,1,,,,,\nb.jpg,1,1\n"] {
+            let table = parse([head, "a.jpg,1,1,,,,,\n", lines].concat().as_bytes(), "t.csv").unwrap();
+            assert_eq!(table.pictures.iter().map(|rows| rows.filename.as_str()).collect::<Vec<_>>(), ["a.jpg"]);
+            assert_eq!(table.faults.len(), 1);
         }
         let open = format!("{head}a.jpg,640,480,c,1,1,2,2\n\"b.jpg,640,480,c,1,1,2,2\nc.jpg,640,480,c,1,1,2,2\nd\n");
         let table = parse(open.as_bytes(), "t.csv").unwrap();
