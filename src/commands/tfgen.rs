@@ -20,7 +20,7 @@ use crate::data::dataset::pairing::{self, Wanted};
 use crate::data::dataset::picture::Depth;
 use crate::data::dataset::walk::{Tree, file_name, path_as_text, stem};
 use crate::data::dataset::write::{self, Staged};
-use crate::data::dataset::{summary, table};
+use crate::data::dataset::{summary, table, whole};
 use crate::data::split::{self, Side, Unit};
 use crate::formats::voc::{self, Annotation};
 use crate::logging::old_clock;
@@ -174,7 +174,7 @@ pub fn run(args: Args) -> Result<()> {
 
     let (map, write_map) = match classes {
         Classes::Map(map) => (map, false),
-        Classes::ToWrite => (LabelMap::from_names(check::classes(&pictures)), true),
+        Classes::ToWrite => (LabelMap::from_names(whole::classes(&pictures)), true),
     };
     ensure!(
         !write_map || map.num_classes() <= args.max_num_classes,
@@ -184,7 +184,7 @@ pub fn run(args: Args) -> Result<()> {
     );
     findings.extend(map.notes().into_iter().map(|note| Finding::note(&args.label_file, note)));
     let objects: usize = pictures.iter().map(|picture| picture.objects.len()).sum();
-    let without_class = check::assign_classes(&mut pictures, &map, args.max_num_classes);
+    let without_class = whole::assign_classes(&mut pictures, &map, args.max_num_classes);
     if args.write_label_map && !write_map && !without_class.is_empty() {
         let text = "it is there already, and --write_label_map leaves it as it is; delete it to have it written anew";
         findings.push(Finding::note(&args.label_file, text));
@@ -197,8 +197,8 @@ pub fn run(args: Args) -> Result<()> {
         findings.push(Finding::note(&args.label_file, text));
     }
     findings.extend(without_class);
-    findings.extend(check::drop_emptied(&mut pictures));
-    let groups = check::same_bytes(&pictures);
+    findings.extend(whole::drop_emptied(&mut pictures));
+    let groups = whole::same_bytes(&pictures);
     let sides = match (given, hoped) {
         (Some(given), _) => pictures.iter().map(|picture| side_of(&picture.labels, &given)).collect(),
         // Nothing was wrong, so the split is the one hoped for.
@@ -206,7 +206,7 @@ pub fn run(args: Args) -> Result<()> {
         (None, _) => divide(&content(&pictures, &groups), &args),
     };
     let complete = complete && (groups.is_empty() || args.custom_csv);
-    findings.extend(check::duplicates(&pictures, &sides, &groups));
+    findings.extend(whole::duplicates(&pictures, &sides, &groups));
     findings.extend(summary::one_sided(&pictures, &sides, &map, &args.input_folder, args.custom_csv));
     let counts = tell(findings);
     ensure!(

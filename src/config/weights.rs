@@ -10,6 +10,7 @@ use walkdir::WalkDir;
 
 use super::download::{self, Patience};
 use crate::formats::archive::{self, Failure};
+use crate::formats::atomic_file::is_hidden;
 use crate::formats::tensor_bundle::BundleReader;
 use crate::logging;
 
@@ -136,10 +137,6 @@ fn locate(folder: &Path) -> Result<Option<PathBuf>> {
     }
     found.sort();
     Ok(found.into_iter().next().map(|(_, path)| path.with_extension("")))
-}
-
-fn is_hidden(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 /// Keeps two runs from unpacking into one place; where the file system has no locks, they take their chance.

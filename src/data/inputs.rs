@@ -9,6 +9,7 @@ use walkdir::WalkDir;
 
 use super::dataset::walk::path_as_text;
 use super::image::{EXTENSIONS, OTHER_EXTENSIONS};
+use crate::formats::atomic_file::is_hidden;
 
 /// What lies beside pictures in this trade and is none: passed over where several files are given, as a shell's `*` gives them.
 const BESIDE: [&str; 10] = ["xml", "csv", "json", "txt", "log", "pbtxt", "record", "config", "md", "zip"];
@@ -188,8 +189,8 @@ impl Finder {
         let output = self.output.clone();
         let walk = WalkDir::new(folder).follow_links(true).sort_by_file_name().into_iter().filter_entry(|entry| {
             // What was given itself may be hidden, or the output folder; `find` looks at the latter.
-            let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-            entry.depth() == 0 || !(hidden || (entry.file_type().is_dir() && Some(canonical(entry.path())) == output))
+            entry.depth() == 0
+                || !(is_hidden(entry.path()) || (entry.file_type().is_dir() && Some(canonical(entry.path())) == output))
         });
         for entry in walk {
             match entry {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::optimizer::Optimizer;
 use crate::data::loader::Position;
 use crate::formats::averages::Values;
+use crate::formats::bundle_index::{index_of, with_suffix};
 use crate::formats::checkpoint_state::{self, CheckpointState};
 use crate::formats::tensor_bundle::{self, BundleReader, TensorData};
 use crate::net::variables::Variables;
@@ -274,7 +275,7 @@ fn read_run_state(prefix: &Path) -> Result<Option<RunState>> {
 pub fn latest(folder: &Path) -> Result<Option<PathBuf>> {
     let name = folder.join(checkpoint_state::FILE_NAME);
     match checkpoint_state::read(folder) {
-        Ok(Some(state)) if with_suffix(&state.latest, ".index").is_file() => Ok(Some(state.latest)),
+        Ok(Some(state)) if index_of(&state.latest).is_file() => Ok(Some(state.latest)),
         Ok(Some(state)) => {
             bail!("`{}` names `{}`, which is not there; {}", name.display(), state.latest.display(), instead(folder, None))
         }
@@ -399,12 +400,6 @@ fn step_in(name: &str) -> Option<u64> {
 
 fn run_state_path(prefix: &Path) -> PathBuf {
     with_suffix(prefix, ".run.json")
-}
-
-fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
-    let mut path = prefix.as_os_str().to_owned();
-    path.push(suffix);
-    path.into()
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ use crate::config::label_map::LabelMap;
 use crate::config::{coco_labels, pipeline, zoo};
 use crate::data::dataset::summary::plural;
 use crate::exit;
+use crate::formats::atomic_file::is_hidden;
+use crate::formats::bundle_index::index_of;
 use crate::formats::checkpoint_state;
 use crate::proto::object_detection::protos as pb;
 
@@ -216,12 +218,6 @@ fn prefix_of(path: &Path) -> PathBuf {
     }
 }
 
-fn index_of(prefix: &Path) -> PathBuf {
-    let mut index = prefix.as_os_str().to_os_string();
-    index.push(".index");
-    PathBuf::from(index)
-}
-
 /// The prefix with the largest step among a folder's `*.index`.
 fn newest_index(folder: &Path) -> Result<Option<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot read `{}`", folder.display()))?;
@@ -238,11 +234,6 @@ fn newest_index(folder: &Path) -> Result<Option<PathBuf>> {
     };
     prefixes.sort();
     Ok(prefixes.into_iter().max_by_key(step))
-}
-
-/// What is in the making, or was set aside, has a name that starts with a dot.
-fn is_hidden(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 /// The folders in a folder, by name; hidden ones are passed over.

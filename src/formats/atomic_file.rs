@@ -20,6 +20,11 @@ const END: &str = ".tmp";
 /// Younger files are left alone: one that was just made may not be locked yet.
 const OLD: Duration = Duration::from_secs(600);
 
+/// Whether the name begins with a dot, as those of files do that are in the making, were set aside, or that a user does not want seen.
+pub fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
 /// A file being written. Dropped before [`AtomicFile::commit`], it leaves what was there before.
 pub struct AtomicFile {
     path: PathBuf,

@@ -213,8 +213,13 @@ pub(super) fn shard_path(prefix: &Path, id: i32, count: i32) -> PathBuf {
     with_suffix(prefix, &format!(".data-{id:05}-of-{count:05}"))
 }
 
+/// The index of the checkpoint with this prefix.
+pub fn index_of(prefix: &Path) -> PathBuf {
+    with_suffix(prefix, ".index")
+}
+
 /// `prefix` with more to its last part.
-pub(super) fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
+pub fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(prefix);
     name.push(suffix);
     PathBuf::from(name)

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use prost::Message;
 
 use super::atomic_file::AtomicFile;
-use super::bundle_index::{Index, VERSION, shard_path, with_suffix};
+use super::bundle_index::{Index, VERSION, index_of, shard_path, with_suffix};
 use super::tensor_data::{self, TensorData, element_size};
 use super::tfrecord::mask;
 use super::{sstable, tensor_slice};
@@ -99,7 +99,7 @@ impl BundleWriter {
     /// If writing fails; the checkpoint is then not there.
     pub fn finish(self) -> Result<()> {
         ensure!(self.offset.is_some(), broken(&shard_path(&self.prefix, 0, 1)));
-        let index_path = with_suffix(&self.prefix, ".index");
+        let index_path = index_of(&self.prefix);
         let index = AtomicFile::create(&index_path)?;
         let index = self.write_index(index).with_context(|| format!("cannot write `{}`", index_path.display()))?;
         // An index from an earlier save under this name must not meet the new data.
@@ -143,8 +143,8 @@ pub fn write<'a>(prefix: &Path, tensors: impl IntoIterator<Item = (&'a str, Tens
 /// # Errors
 /// If a file cannot be deleted.
 pub fn remove(prefix: &Path) -> Result<()> {
-    let shards = Index::read(&with_suffix(prefix, ".index")).map_or(1, |index| index.num_shards);
-    remove_if_there(&with_suffix(prefix, ".index"))?;
+    let shards = Index::read(&index_of(prefix)).map_or(1, |index| index.num_shards);
+    remove_if_there(&index_of(prefix))?;
     for shard in 0..shards {
         remove_if_there(&shard_path(prefix, shard, shards))?;
     }

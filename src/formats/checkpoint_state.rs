@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use prost_reflect::{DynamicMessage, ReflectMessage, Value};
 
 use super::atomic_file;
+use super::bundle_index::index_of;
 use crate::proto::DESCRIPTORS;
 
 /// The file's name.
@@ -112,12 +113,6 @@ fn resolve(folder: &Path, written: &str) -> PathBuf {
     let file_name = written.rsplit(['/', '\\']).next().unwrap_or(written);
     let beside = folder.join(file_name);
     if index_of(&beside).exists() { beside } else { as_written }
-}
-
-fn index_of(prefix: &Path) -> PathBuf {
-    let mut name = prefix.as_os_str().to_os_string();
-    name.push(".index");
-    PathBuf::from(name)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::bundle_index::{Extent, Place, shard_path, with_suffix};
+use super::bundle_index::{Extent, Place, index_of, shard_path, with_suffix};
 use super::tensor_data::unpack_strings;
 use super::tensor_slice::{self, Assembly};
 use super::tfrecord::mask;
@@ -44,7 +44,7 @@ impl BundleReader {
     /// # Errors
     /// If a file is missing, cut short or damaged, or `prefix` is something else than a V2 checkpoint's prefix; each says which.
     pub fn open(prefix: &Path) -> Result<Self> {
-        let index_path = with_suffix(prefix, ".index");
+        let index_path = index_of(prefix);
         match fs::metadata(&index_path) {
             Err(error) if error.kind() == ErrorKind::NotFound => bail!(explain_no_index(prefix)),
             Err(error) => return Err(error).with_context(|| format!("cannot read `{}`", index_path.display())),
@@ -226,7 +226,7 @@ fn explain_no_index(prefix: &Path) -> String {
     let name = prefix.display();
     let text = prefix.to_string_lossy();
     if let Some(stem) = text.strip_suffix(".index").or_else(|| text.split_once(".data-").map(|(stem, _)| stem))
-        && with_suffix(Path::new(stem), ".index").is_file()
+        && index_of(Path::new(stem)).is_file()
     {
         return format!("`{name}` is one file of a checkpoint: name the checkpoint by what its files have in common, `{stem}`");
     }
@@ -297,7 +297,7 @@ mod tests {
 
     /// The index of `prefix` with every entry passed through `change`.
     fn rewrite_index(prefix: &Path, change: impl Fn(&str, &mut BundleEntryProto)) {
-        let path = with_suffix(prefix, ".index");
+        let path = index_of(prefix);
         let mut table = sstable::Writer::new(Vec::new());
         for pair in sstable::read(&path).unwrap() {
             if pair.key.is_empty() {
@@ -380,7 +380,7 @@ mod tests {
     fn a_flipped_byte_in_the_index_is_an_error_or_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let prefix = sample(folder.path());
-        let path = with_suffix(&prefix, ".index");
+        let path = index_of(&prefix);
         let good = fs::read(&path).unwrap();
         let contents = Index::read(&path).unwrap().entries;
         for at in 0..good.len() {
@@ -477,7 +477,7 @@ mod tests {
         let prefix = folder.path().join("m");
         let mut table = sstable::Writer::new(Vec::new());
         table.add(b"a", b"").unwrap();
-        fs::write(with_suffix(&prefix, ".index"), table.finish().unwrap()).unwrap();
+        fs::write(index_of(&prefix), table.finish().unwrap()).unwrap();
         assert!(error_of(&prefix).contains("no header entry"), "{}", error_of(&prefix));
     }
 
@@ -493,7 +493,7 @@ mod tests {
         assert!(at("model.ckpt-7").contains(&format!("does not exist (in its folder: `{name}`)")), "{}", at("model.ckpt-7"));
         fs::write(folder.path().join("old.ckpt"), "").unwrap();
         assert!(at("old.ckpt").contains("old V1 format"));
-        fs::remove_file(with_suffix(&prefix, ".index")).unwrap();
+        fs::remove_file(index_of(&prefix)).unwrap();
         assert!(at("model.ckpt").contains("its data is there, but not"), "{}", at("model.ckpt"));
     }
 

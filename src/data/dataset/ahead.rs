@@ -11,7 +11,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use anyhow::Result;
 
 use crate::config::label_map::LabelMap;
-use crate::data::dataset::check::{self, Labelled, Picture, Take};
+use crate::data::dataset::check::{Labelled, Picture, Take};
+use crate::data::dataset::whole::assign_classes;
 use crate::data::dataset::write::{AHEAD, Record, Shards, Staged};
 use crate::data::split::Side;
 
@@ -110,7 +111,7 @@ impl<'a> Ahead<'a> {
             return Ok(None);
         };
         let mut picture = [picture.clone()];
-        if !check::assign_classes(&mut picture, &self.hoped.map, self.hoped.max_id).is_empty() {
+        if !assign_classes(&mut picture, &self.hoped.map, self.hoped.max_id).is_empty() {
             return Ok(None);
         }
         Record::new(&picture[0], bytes).map(Some)

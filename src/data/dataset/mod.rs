@@ -9,4 +9,5 @@ pub mod picture;
 pub mod summary;
 pub mod table;
 pub mod walk;
+pub mod whole;
 pub mod write;

@@ -13,6 +13,7 @@ use walkdir::WalkDir;
 
 use crate::data::dataset::finding::{Finding, shown};
 use crate::data::image;
+use crate::formats::atomic_file::is_hidden;
 
 /// Whether a name promises a picture, also of a kind that cannot be used (labelImg opens more): those are told so when they are labelled.
 fn is_picture(extension: &str) -> bool {
@@ -73,12 +74,11 @@ impl Tree {
 
     /// Takes every file. False if a link was met that was not to be followed.
     fn collect(&mut self, follow: bool) -> bool {
-        let visible = |name: &OsStr| !name.as_encoded_bytes().starts_with(b".");
         let entries = WalkDir::new(&self.root)
             .follow_links(follow)
             .sort_by_file_name()
             .into_iter()
-            .filter_entry(|entry| entry.depth() == 0 || visible(entry.file_name()));
+            .filter_entry(|entry| entry.depth() == 0 || !is_hidden(entry.path()));
         for entry in entries {
             match entry {
                 Ok(entry) if !follow && entry.depth() > 0 && entry.path_is_symlink() => return false,
