@@ -106,43 +106,11 @@ pub fn main(typed: Vec<OsString>) -> ExitCode {
             if code == 130 {
                 tracing::warn!(target: logging::FILE_ONLY, "{e:#}");
             } else {
-                tracing::error!(target: logging::FILE_ONLY, critical = true, "{}", causes(&e).join(": "));
+                tracing::error!(target: logging::FILE_ONLY, critical = true, "{}", exit::causes(&e).join(": "));
             }
-            logging::say(&format!("error: {}", causes(&e).join("\n  caused by: ")));
+            logging::say(&format!("error: {}", exit::causes(&e).join("\n  caused by: ")));
             ExitCode::from(code)
         }
-    }
-}
-
-/// What failed, then each cause, as people are told of it.
-fn causes(error: &anyhow::Error) -> Vec<String> {
-    let mut said = String::new();
-    let mut told = Vec::new();
-    for cause in error.chain() {
-        let cause = as_told(&cause.to_string());
-        // Some errors repeat their cause in their own words.
-        if told.is_empty() || !said.contains(&cause) {
-            told.push(cause.clone());
-        }
-        said = cause;
-    }
-    told
-}
-
-/// What an error says, without libtorch's C++ frames, and with advice where memory ran out.
-fn as_told(error: &str) -> String {
-    let text = shim::plain(error);
-    if let Some(line) = text.lines().find(|line| line.contains("DefaultCPUAllocator")) {
-        return format!("{}; a smaller --batch_size or smaller pictures (image_resizer) need less", line.trim_end_matches('.'));
-    }
-    // libtorch's own allocator and the driver; cuBLAS and cuDNN.
-    let signs = ["out of memory", "STATUS_ALLOC_FAILED"];
-    match text.lines().find(|line| signs.iter().any(|sign| line.contains(sign))) {
-        Some(line) => format!(
-            "{}; a smaller --batch_size needs less in training, and --device cpu nothing of the GPU's; nvidia-smi lists what else uses it",
-            line.trim_end_matches('.')
-        ),
-        None => text.to_string(),
     }
 }
 
@@ -488,31 +456,5 @@ mod tests {
             assert!(help.contains(&format!("odh {}", command.get_name())), "{help}");
             assert!(help.contains("Example"), "{help}");
         }
-    }
-
-    #[test]
-    fn the_error_chain_says_each_cause_once() {
-        use anyhow::Context;
-        let error =
-            Err::<(), _>(std::io::Error::other("disk on fire")).context("cannot read a.xml").context("tfgen").unwrap_err();
-        assert_eq!(causes(&error), ["tfgen", "cannot read a.xml", "disk on fire"]);
-        assert_eq!(causes(&anyhow::anyhow!("a: b").context("c: a: b")), ["c: a: b"]);
-    }
-
-    #[test]
-    fn an_error_of_libtorch_is_told_without_frames_and_with_advice_where_memory_ran_out() {
-        let frames =
-            "Exception raised from malloc at CUDACachingAllocator.cpp:1 (most recent call first):\nframe #0: c10::Error\n";
-        let told = as_told(&format!("Internal torch error: CUDA out of memory. Tried to allocate 2.00 GiB.\n{frames}"));
-        assert!(
-            told.starts_with("Internal torch error: CUDA out of memory. Tried to allocate 2.00 GiB; a smaller --batch_size"),
-            "{told}"
-        );
-        let told = as_told(&format!("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere\n{frames}"));
-        assert!(told.starts_with("CUDA error: out of memory; a smaller --batch_size"), "{told}");
-        assert!(!told.contains('\n'), "{told}");
-        let told = as_told("The following operation failed in the TorchScript interpreter.\nRuntimeError: CUDA out of memory.");
-        assert!(told.starts_with("RuntimeError: CUDA out of memory; a smaller --batch_size"), "{told}");
-        assert_eq!(as_told(&format!("shapes do not fit:\n[1] and [2]\n{frames}")), "shapes do not fit:\n[1] and [2]");
     }
 }

@@ -1,6 +1,9 @@
-//! Failures that end the process with a code of their own: 2 for wrong usage, 3 for an export that drifts, 130 for Ctrl-C, 1 for all else.
+//! Failures that end the process with a code of their own: 2 for wrong usage, 3 for an export that drifts, 130 for Ctrl-C, 1 for all else;
+//! and what people are told of them.
 
 use std::fmt;
+
+use crate::net::shim;
 
 /// A failure with its exit code.
 #[derive(Debug)]
@@ -37,6 +40,38 @@ pub fn code(error: &anyhow::Error) -> u8 {
     error.chain().find_map(|cause| cause.downcast_ref::<Coded>()).map_or(1, |coded| coded.code)
 }
 
+/// What failed, then each cause, as people are told of it.
+pub fn causes(error: &anyhow::Error) -> Vec<String> {
+    let mut said = String::new();
+    let mut told = Vec::new();
+    for cause in error.chain() {
+        let cause = as_told(&cause.to_string());
+        // Some errors repeat their cause in their own words.
+        if told.is_empty() || !said.contains(&cause) {
+            told.push(cause.clone());
+        }
+        said = cause;
+    }
+    told
+}
+
+/// What an error says, without libtorch's C++ frames, and with advice where memory ran out.
+fn as_told(error: &str) -> String {
+    let text = shim::plain(error);
+    if let Some(line) = text.lines().find(|line| line.contains("DefaultCPUAllocator")) {
+        return format!("{}; a smaller --batch_size or smaller pictures (image_resizer) need less", line.trim_end_matches('.'));
+    }
+    // libtorch's own allocator and the driver; cuBLAS and cuDNN.
+    let signs = ["out of memory", "STATUS_ALLOC_FAILED"];
+    match text.lines().find(|line| signs.iter().any(|sign| line.contains(sign))) {
+        Some(line) => format!(
+            "{}; a smaller --batch_size needs less in training, and --device cpu nothing of the GPU's; nvidia-smi lists what else uses it",
+            line.trim_end_matches('.')
+        ),
+        None => text.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,5 +84,30 @@ mod tests {
         assert_eq!(format!("{error:#}"), "cannot train: no --model");
         assert_eq!(code(&interrupted("stopped")), 130);
         assert_eq!(code(&anyhow::anyhow!("disk full")), 1);
+    }
+
+    #[test]
+    fn the_error_chain_says_each_cause_once() {
+        let error =
+            Err::<(), _>(std::io::Error::other("disk on fire")).context("cannot read a.xml").context("tfgen").unwrap_err();
+        assert_eq!(causes(&error), ["tfgen", "cannot read a.xml", "disk on fire"]);
+        assert_eq!(causes(&anyhow::anyhow!("a: b").context("c: a: b")), ["c: a: b"]);
+    }
+
+    #[test]
+    fn an_error_of_libtorch_is_told_without_frames_and_with_advice_where_memory_ran_out() {
+        let frames =
+            "Exception raised from malloc at CUDACachingAllocator.cpp:1 (most recent call first):\nframe #0: c10::Error\n";
+        let told = as_told(&format!("Internal torch error: CUDA out of memory. Tried to allocate 2.00 GiB.\n{frames}"));
+        assert!(
+            told.starts_with("Internal torch error: CUDA out of memory. Tried to allocate 2.00 GiB; a smaller --batch_size"),
+            "{told}"
+        );
+        let told = as_told(&format!("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere\n{frames}"));
+        assert!(told.starts_with("CUDA error: out of memory; a smaller --batch_size"), "{told}");
+        assert!(!told.contains('\n'), "{told}");
+        let told = as_told("The following operation failed in the TorchScript interpreter.\nRuntimeError: CUDA out of memory.");
+        assert!(told.starts_with("RuntimeError: CUDA out of memory; a smaller --batch_size"), "{told}");
+        assert_eq!(as_told(&format!("shapes do not fit:\n[1] and [2]\n{frames}")), "shapes do not fit:\n[1] and [2]");
     }
 }

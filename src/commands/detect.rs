@@ -36,7 +36,7 @@ onnxruntime's library is looked for beside odh, where the system has its librari
 Annotated pictures go into --output_dir under their own names (and the names of the folders below the one given), with
 detections.json and detections.csv, which also have weaker detections, down to a score of 0.2. Pictures are looked at as
 they are stored: like TensorFlow, odh does not turn them as EXIF says. A damaged picture is named and passed over, as is one
-that the model fails on, and the exit code is then 1.";
+that the model fails on (if it fails on the first three, odh stops), and the exit code is then 1.";
 
 /// What `odh detect` is told.
 #[derive(clap::Args, Debug)]
@@ -74,7 +74,7 @@ pub struct Args {
     #[arg(long = "onnxruntime", value_name = "PATH")]
     onnxruntime: Option<PathBuf>,
     /// Folder of pretrained models
-    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = "./model_zoo")]
+    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = weights::DEFAULT_ZOO_DIR)]
     model_zoo_dir: PathBuf,
 }
 

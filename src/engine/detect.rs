@@ -14,14 +14,14 @@ use crate::data::inputs::Input;
 use crate::data::{draw, encode, image};
 use crate::detection::boxes::Detections;
 use crate::formats::atomic_file;
-use crate::interrupt;
+use crate::{exit, interrupt};
 
 /// Scores from which detections are in the files even if fewer are drawn, so that another threshold can be tried without
 /// looking at the pictures again.
 const KEPT_SCORE: f32 = 0.2;
 /// Pictures that may wait decoded, or for being written: enough to even out large and small ones.
 const AHEAD: usize = 3;
-/// On how many pictures one after another the model may fail before it is taken to be the model's fault, not theirs.
+/// On how many pictures the model may fail, none of which it has done, before it is taken to be its own fault, not theirs.
 const FAILURES: usize = 3;
 
 /// What finds objects in a picture.
@@ -75,7 +75,7 @@ struct Finished<'a> {
 /// on, is named in the log and passed over. `each` is told of every picture that was looked at, with what is drawn on it.
 ///
 /// # Errors
-/// If the model fails on the only pictures there are or on a few one after another, or `detections.json` or `detections.csv` cannot be written.
+/// If the model fails on the only pictures there are or on the first few, or `detections.json` or `detections.csv` cannot be written.
 pub fn detect_all(
     detector: &mut dyn PictureDetector,
     inputs: &[Input],
@@ -134,14 +134,9 @@ fn look_at_all<'a>(
     summary: &mut DetectSummary,
     each: &mut impl FnMut(&Input, Option<&[draw::Annotation]>),
 ) -> Result<()> {
-    // The last failure of the model, of which it is not known yet whether it ends all.
-    let mut failure: Option<anyhow::Error> = None;
-    let mut failures = 0;
-    let pass_over = |failure: Option<anyhow::Error>| {
-        if let Some(e) = failure {
-            tracing::error!("{e:#}; the picture is passed over");
-        }
-    };
+    let pass_over = |failure: anyhow::Error| tracing::error!("{}; the picture is passed over", exit::causes(&failure).join(": "));
+    // Failures of a model that has done no picture yet: they may end it.
+    let mut failures: Vec<anyhow::Error> = Vec::new();
     for (input, picture) in decoded {
         if interrupt::requested() {
             summary.interrupted = true;
@@ -161,19 +156,23 @@ fn look_at_all<'a>(
         summary.model += start.elapsed();
         let detections = match detections {
             Ok(detections) => detections,
-            Err(e) => {
-                pass_over(failure.replace(e));
-                failures += 1;
-                if failures == FAILURES {
-                    break;
-                }
+            Err(e) if summary.pictures > 0 => {
+                pass_over(e);
                 summary.faulty += 1;
                 each(input, None);
                 continue;
             }
+            Err(e) => {
+                failures.push(e);
+                summary.faulty += 1;
+                each(input, None);
+                if failures.len() == FAILURES {
+                    break;
+                }
+                continue;
+            }
         };
-        pass_over(failure.take());
-        failures = 0;
+        failures.drain(..).for_each(pass_over);
         let label = |class: usize| detector.label_map().label(u32::try_from(class + 1).unwrap_or(u32::MAX));
         let found = Found { name: &input.name, height: picture.height, width: picture.width, detections: &detections };
         files.add(&found, options.min_score.min(KEPT_SCORE), label)?;
@@ -184,11 +183,9 @@ fn look_at_all<'a>(
         let sent = to_writer.send(Finished { input, picture, annotations });
         sent.map_err(|_| anyhow::anyhow!("the thread that writes pictures has ended"))?;
     }
-    if failures == FAILURES || summary.pictures == 0 && !summary.interrupted {
-        return failure.map_or(Ok(()), Err);
-    }
-    pass_over(failure);
-    Ok(())
+    let last = if summary.interrupted { None } else { failures.pop() };
+    failures.into_iter().for_each(pass_over);
+    last.map_or(Ok(()), |e| Err(e.context("the model has not done a single picture")))
 }
 
 /// Draws on pictures and writes them; returns how many could not be written.
@@ -301,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_picture_that_the_model_fails_on_is_passed_over() {
-        for (failing, faulty) in [(vec![5], 1), (vec![0], 1), (vec![9], 1), (vec![0, 1, 3, 4, 6, 7, 9], 7)] {
+        for (failing, faulty) in [(vec![5], 1), (vec![0], 1), (vec![9], 1), (vec![0, 1, 3, 4, 5, 6, 7, 9], 8)] {
             let (result, old) = failing_on(&failing);
             let (summary, told) = result.unwrap();
             assert_eq!((summary.pictures, summary.faulty), (10 - faulty, faulty), "{failing:?}");
@@ -311,11 +308,11 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_fails_again_and_again_ends_it_and_leaves_the_old_files() {
-        for (failing, last) in [(vec![5, 6, 7], "7.jpg"), ((0..10).collect(), "2.jpg")] {
+    fn a_model_that_fails_on_the_first_pictures_ends_it_and_leaves_the_old_files() {
+        for failing in [vec![0, 1, 2], (0..10).collect()] {
             let (result, old) = failing_on(&failing);
             let error = format!("{:#}", result.unwrap_err());
-            assert!(error.contains(&format!("{last}`: out of luck")), "{error}");
+            assert!(error.contains("not done a single picture") && error.contains("2.jpg`: out of luck"), "{error}");
             assert!(old);
         }
         // The only picture there is.

@@ -89,9 +89,11 @@ pub fn init() -> Result<()> {
     set_numerics(Numerics::default())
 }
 
-/// What libtorch says, without the C++ frames that it may append.
+/// What libtorch says, without the C++ frames that it may append, and without the source of a TorchScript in which it happened.
 pub fn plain(message: &str) -> &str {
-    message.split("\nException raised from ").next().unwrap_or_default().trim_end()
+    let text = message.split("\nException raised from ").next().unwrap_or_default().trim_end();
+    let within = text.contains("Traceback of TorchScript");
+    text.rsplit_once("\nRuntimeError: ").filter(|_| within).map_or(text, |(_, said)| said)
 }
 
 /// The version of the loaded libtorch, such as `2.11.0` (without a `+cu130`), or an empty string where it does not say.
@@ -197,6 +199,9 @@ mod tests {
         assert!(message.contains("frame #"), "{message}");
         assert_eq!(plain(&message), "Internal torch error: shape '[4, 2]' is invalid for input of size 6");
         assert_eq!(plain("as it is"), "as it is");
+        let script = "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript, serialized code (most recent call \
+                      last):\n  File \"code/x.py\", line 9, in detect\n    y = torch.conv2d(x)\n        ~~~ <--- HERE\nRuntimeError: Kernel size";
+        assert_eq!(plain(&format!("{script}\nException raised from f at g.cpp:1")), "Kernel size");
     }
 
     #[test]
