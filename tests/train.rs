@@ -471,6 +471,31 @@ fn a_reset_that_cannot_begin_deletes_nothing_and_no_training_starts_that_could_n
 }
 
 #[test]
+fn a_training_goes_on_with_its_own_classes_only() {
+    let folder = project();
+    trained(folder.path(), &["-s", "1", "-e", "False", "--export", "False"]);
+    let map = folder.path().join("label_map.pbtxt");
+    let before = fs::read_to_string(&map).unwrap();
+    let names: Vec<&str> = before.split('\'').skip(1).step_by(2).collect();
+    // Two classes have each other's id now.
+    let swapped = before.replacen(names[0], "?", 1).replacen(names[1], names[0], 1).replacen('?', names[1], 1);
+    fs::write(&map, swapped).unwrap();
+    for steps in ["1", "2"] {
+        let output = train(folder.path(), &["-s", steps, "-e", "False"]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let named = format!("class `{}` has id 2 in ./label_map.pbtxt, and this training has learnt it as 1", names[0]);
+        assert!(output.status.code() == Some(1) && said.contains(&named) && said.contains("--reset"), "{said}");
+    }
+    assert_eq!(steps(folder.path()), [1]);
+    assert!(!folder.path().join("export_dir").exists());
+    // A class may be called otherwise.
+    fs::write(&map, before.replacen(names[0], "otherwise", 1)).unwrap();
+    let output = trained(folder.path(), &["-s", "1", "-e", "False"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(&format!("class 1 was `{}` when this training began, and is `otherwise` now", names[0])), "{said}");
+}
+
+#[test]
 fn the_config_that_is_kept_names_what_the_training_began_with() {
     let folder = project();
     let at = |name: &str| folder.path().join(name);

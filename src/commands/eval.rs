@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long = "device", value_name = "DEVICE", default_value = "auto")]
     device: String,
     /// Folder of pretrained models
-    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = "./model_zoo")]
+    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = weights::DEFAULT_ZOO_DIR)]
     model_zoo_dir: PathBuf,
 }
 

@@ -82,7 +82,7 @@ pub struct Args {
     #[arg(long = "onnxruntime", value_name = "PATH", requires = "verify")]
     onnxruntime: Option<PathBuf>,
     /// Folder of pretrained models
-    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = "./model_zoo")]
+    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = weights::DEFAULT_ZOO_DIR)]
     model_zoo_dir: PathBuf,
     /// Where `MODEL.tar.gz` is downloaded from: http(s):// or file:// [default: TensorFlow's zoo, or $ODH_MODEL_ZOO_URL]
     #[arg(long = "model_zoo_url", value_name = "URL")]

@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long = "json")]
     json: bool,
     /// Folder of pretrained models
-    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = "./model_zoo")]
+    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = weights::DEFAULT_ZOO_DIR)]
     model_zoo_dir: PathBuf,
     /// Where the archives are [default: $ODH_MODEL_ZOO_URL, or TensorFlow's model zoo]
     #[arg(long = "model_zoo_url", value_name = "URL")]

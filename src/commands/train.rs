@@ -12,12 +12,14 @@ use crate::config::label_map::LabelMap;
 use crate::config::pipeline::{self, Overrides};
 use crate::config::weights::{self, WeightsOptions};
 use crate::config::zoo::{self, ZooModel};
+use crate::data::dataset::finding::printable;
 use crate::data::loader;
 use crate::engine::eval::EvalOptions;
 use crate::engine::train::{TrainOptions, Trained, train};
 use crate::engine::{checkpoint, device, memory, model_files};
-use crate::export::folder::{ExportInput, PIPELINE_CONFIG};
+use crate::export::folder::{ExportInput, LABEL_MAP, PIPELINE_CONFIG};
 use crate::formats::atomic_file;
+use crate::formats::bundle_index::index_of;
 use crate::formats::lock::Lock;
 use crate::formats::tensor_bundle::BundleReader;
 use crate::logging::old_clock;
@@ -79,7 +81,7 @@ pub struct Args {
     #[arg(long = "model_zoo_url", value_name = "URL")]
     model_zoo_url: Option<String>,
     /// Folder of pretrained models
-    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = "./model_zoo")]
+    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = weights::DEFAULT_ZOO_DIR)]
     model_zoo_dir: PathBuf,
     /// Training records, in place of the config's
     #[arg(long = "train_record", value_name = "FILE")]
@@ -111,6 +113,7 @@ pub fn run(args: Args) -> Result<()> {
     let label_map = LabelMap::load(&label_file).with_context(|| {
         format!("label map {}: name another with --label_file, or let `odh tfgen` write one", label_file.display())
     })?;
+    let label_file_shown = label_file.display().to_string();
     pipeline::apply(&mut config, &overrides(&args, label_file, &label_map, num_steps))?;
     let notes = pipeline::check_supported(&config).with_context(|| source.clone())?;
     let train_config = config.train_config.clone().with_context(|| format!("{source}: train_config is not set"))?;
@@ -132,6 +135,9 @@ pub fn run(args: Args) -> Result<()> {
     }
     let _lock = Lock::take(&train_dir.join(LOCK), &train_dir)?;
     let resume_from = resume_from(&args, &train_dir)?;
+    if resume_from.is_some() {
+        same_classes(&label_map, &label_file_shown, &train_dir.join(LABEL_MAP))?;
+    }
     tracing::info!("Program start [ model : {name}, num steps : {num_steps} ]");
     tracing::info!(
         "Settings [ config : {source}, device : {}, seed : {}, batch size : {}, classes : {} ]",
@@ -194,7 +200,7 @@ pub fn run(args: Args) -> Result<()> {
             empty(&[&options.train_dir, &options.eval_dir])?;
         }
         atomic_file::write(&options.train_dir.join(PIPELINE_CONFIG), pipeline::to_text(&config).as_bytes())?;
-        atomic_file::write(&options.train_dir.join("label_map.pbtxt"), label_map.to_text()?.as_bytes())
+        atomic_file::write(&options.train_dir.join(LABEL_MAP), label_map.to_text()?.as_bytes())
     };
     let trained = train(model.as_ref(), &options, begin).inspect_err(|e| {
         if exit::code(e) == 130 {
@@ -328,7 +334,7 @@ fn resume_from(args: &Args, train_dir: &Path) -> Result<Option<PathBuf>> {
     }
     let prefix = model_files::existing(typed)?;
     let here = train_dir.join(prefix.file_name().unwrap_or_default());
-    let index = |prefix: &Path| PathBuf::from(format!("{}.index", prefix.display())).canonicalize().ok();
+    let index = |prefix: &Path| index_of(prefix).canonicalize().ok();
     ensure!(
         index(&prefix).is_some() && index(&prefix) == index(&here),
         "--checkpoint `{}` is not in this model's train folder `{}`; to begin with another training's weights, give them to \
@@ -337,6 +343,36 @@ fn resume_from(args: &Args, train_dir: &Path) -> Result<Option<PathBuf>> {
         train_dir.display()
     );
     Ok(Some(here))
+}
+
+/// Makes sure that a training goes on with the classes that it has learnt. A class that is only called otherwise is noted.
+///
+/// * `source`: what errors call the label map. `kept`: the training's own, if it is there.
+///
+/// # Errors
+/// If a class has another id now: what was learnt would go under another's name.
+fn same_classes(map: &LabelMap, source: &str, kept: &Path) -> Result<()> {
+    if !kept.is_file() {
+        return Ok(());
+    }
+    for learnt in &LabelMap::load(kept)?.items {
+        match map.id_of(&learnt.name) {
+            Some(id) => ensure!(
+                id == learnt.id,
+                "class `{}` has id {id} in {source}, and this training has learnt it as {} ({}): put the label map back and run \
+                 `odh tfgen` with it, or train anew with --reset",
+                printable(&learnt.name),
+                learnt.id,
+                kept.display()
+            ),
+            None => {
+                let now =
+                    map.name_of(learnt.id).map_or("not there any more".to_string(), |name| format!("`{}` now", printable(name)));
+                tracing::warn!("class {} was `{}` when this training began, and is {now}", learnt.id, printable(&learnt.name));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the config of an earlier run says that it began with, as [`Overrides`] has it; `None` if it cannot be read.

@@ -22,6 +22,8 @@ pub const BASE_URL_VARIABLE: &str = "ODH_MODEL_ZOO_URL";
 pub const BASE_URL_FLAG: &str = "--model_zoo_url";
 /// What every archive calls its checkpoint.
 const CHECKPOINT: &str = "model.ckpt";
+/// The folder of pretrained models unless another is named.
+pub const DEFAULT_ZOO_DIR: &str = "./model_zoo";
 /// How far below a model's folder its checkpoint may lie.
 const MAX_DEPTH: usize = 5;
 
@@ -65,10 +67,25 @@ pub fn pretrained(name: &str, options: &WeightsOptions) -> Result<PathBuf> {
         return Ok(prefix);
     }
     if let Some(archive) = archive_in(&options.zoo_dir, name)? {
-        return unpack(&archive, name, options)
+        let zoo_dir = writable(&options.zoo_dir);
+        // Unpacked there before.
+        if let Some(prefix) = find(&zoo_dir.join(name))? {
+            return Ok(prefix);
+        }
+        return unpack(&archive, name, &zoo_dir)
             .map_err(|failure| unusable(failure, &archive, "delete it and run again to download it afresh"));
     }
     fetch(name, options)
+}
+
+/// Where archives of a folder are unpacked: there, or where others write its files, in `./model_zoo`.
+fn writable(zoo_dir: &Path) -> PathBuf {
+    let own = Path::new(DEFAULT_ZOO_DIR);
+    if tempfile::tempfile_in(zoo_dir).is_ok() || fs::create_dir_all(own).is_err() || tempfile::tempfile_in(own).is_err() {
+        return zoo_dir.to_path_buf();
+    }
+    tracing::info!("`{}` cannot be written in; its archives are unpacked in {DEFAULT_ZOO_DIR}", zoo_dir.display());
+    own.to_path_buf()
 }
 
 /// Where a model's weights are, without fetching or unpacking anything.
@@ -182,7 +199,7 @@ fn fetch(name: &str, options: &WeightsOptions) -> Result<PathBuf> {
             tracing::info!("downloading pretrained weights from {url}");
             download::fetch(&url, &archive, &Patience::default()).map_err(missing)?;
             tracing::info!("downloaded `{}`", archive.display());
-            unpack(&archive, name, options).map_err(|failure| {
+            unpack(&archive, name, &options.zoo_dir).map_err(|failure| {
                 if matches!(failure, Failure::Local(_)) {
                     return unusable(failure, &archive, "");
                 }
@@ -196,7 +213,7 @@ fn fetch(name: &str, options: &WeightsOptions) -> Result<PathBuf> {
             if !path.is_file() {
                 return Err(missing(anyhow!("`{}` does not exist", path.display())));
             }
-            unpack(&path, name, options).map_err(|failure| unusable(failure, &path, "put a whole one there"))
+            unpack(&path, name, &options.zoo_dir).map_err(|failure| unusable(failure, &path, "put a whole one there"))
         }
         _ => bail!(
             "the model zoo's address `{}` ({BASE_URL_FLAG}, {BASE_URL_VARIABLE}) starts with none of http://, https://, file://",
@@ -249,11 +266,11 @@ fn unusable(failure: Failure, archive: &Path, advice: &str) -> anyhow::Error {
 }
 
 /// Unpacks `archive` beside where it will be, checks the checkpoint in it whole, and gives it its place.
-fn unpack(archive: &Path, name: &str, options: &WeightsOptions) -> Result<PathBuf, Failure> {
+fn unpack(archive: &Path, name: &str, zoo_dir: &Path) -> Result<PathBuf, Failure> {
     let local = |error: std::io::Error, what: &str, path: &Path| {
         Failure::Local(anyhow!(error).context(format!("cannot {what} `{}`", path.display())))
     };
-    let temporary = Temporary::create(options.zoo_dir.join(format!(".{name}.unpacking")))?;
+    let temporary = Temporary::create(zoo_dir.join(format!(".{name}.unpacking")))?;
     tracing::info!("unpacking `{}`", archive.display());
     let bar = unpack_bar(archive);
     archive::unpack_tar_gz(archive, &temporary.0, |read| bar.set_position(read))?;
@@ -274,9 +291,9 @@ fn unpack(archive: &Path, name: &str, options: &WeightsOptions) -> Result<PathBu
         _ => temporary.0.clone(),
     };
     let below = prefix.strip_prefix(&unpacked).map_err(|error| Failure::Local(anyhow!(error)))?.to_path_buf();
-    let place = place_for(&options.zoo_dir.join(name), name)?;
+    let place = place_for(&zoo_dir.join(name), name)?;
     fs::rename(&unpacked, &place).map_err(|error| local(error, "create", &place))?;
-    File::open(&options.zoo_dir).and_then(|folder| folder.sync_all()).map_err(|error| local(error, "sync", &options.zoo_dir))?;
+    File::open(zoo_dir).and_then(|folder| folder.sync_all()).map_err(|error| local(error, "sync", zoo_dir))?;
     Ok(place.join(below))
 }
 
