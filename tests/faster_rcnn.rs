@@ -360,6 +360,10 @@ fn the_parts_that_are_not_there_are_refused_by_name() {
         ("first_stage_features_stride", |m| m.feature_extractor.as_mut().unwrap().first_stage_features_stride = Some(4)),
         ("second_stage_batch_size: 13", |m| m.second_stage_batch_size = Some(13)),
         ("initial_crop_size", |m| m.initial_crop_size = None),
+        ("initial_crop_size: of crops of 4, pooled to 2, the second stage leaves nothing", |m| {
+            m.feature_extractor.as_mut().unwrap().r#type = Some("faster_rcnn_inception_resnet_v2".into());
+            m.initial_crop_size = Some(4);
+        }),
         ("fc_hyperparams.op", |m| mask_rcnn(m).fc_hyperparams.as_mut().unwrap().op = None),
         ("second_stage_post_processing", |m| m.second_stage_post_processing = None),
         ("first_stage_nms_iou_threshold: 7", |m| m.first_stage_nms_iou_threshold = Some(7.0)),

@@ -186,6 +186,12 @@ fn classifier(
                 x = graph.push("MaxPool2D/MaxPool", pool, &[x], channels);
             }
             features = (backbone.second_stage)(&mut graph, x, &Scope::new(SECOND_STAGE_SCOPE), options);
+            let sizes = graph.sizes([side; 2]);
+            ensure!(
+                sizes.iter().flatten().all(|&cells| cells > 0),
+                "{FIELD}.initial_crop_size: of crops of {side}, pooled to {}, the second stage leaves nothing; make them larger",
+                sizes[x.0][0]
+            );
             let keep = p.use_dropout().then(|| kept_by_dropout(&field, p.dropout_keep_probability())).transpose()?;
             box_classifier::append_fully_connected(&mut graph, features, num_classes, keep, &with);
         }

@@ -219,6 +219,8 @@ impl Cropped {
 
 /// How many samples of a channel are taken at once. onnxruntime goes through its plan of them, 56 bytes each, for every channel.
 const SAMPLES_AT_ONCE: i64 = 6000;
+/// How many regions at least: the second stage's matrix products need some rows.
+const REGIONS_AT_ONCE: i64 = 8;
 
 /// The second stage of every region: `classify` is given the crops of some regions at a time, whose values then stay in the processor's caches,
 /// and need a fraction of the memory. Its results `[regions, depth]` become `[N * P, depth]`.
@@ -236,7 +238,7 @@ fn for_each_part(
     classify: impl FnOnce(&mut Builder, &[(NodeId, Value)]) -> Result<Vec<Value>>,
 ) -> Result<Vec<Value>> {
     let (of_each, windows) = (regions.max as i64, (side / cropped.pool).pow(2));
-    let (parts, at_once) = parts_of(of_each, SAMPLES_AT_ONCE / (side * side));
+    let (parts, at_once) = parts_of(of_each, (SAMPLES_AT_ONCE / (side * side)).max(REGIONS_AT_ONCE));
     let (grids, maps) = b.within("CropAndResize", |b| {
         let mut grid = sampling_grid(b, map, regions, [side / cropped.pool, cropped.pool]);
         if parts * at_once > of_each {
@@ -338,7 +340,7 @@ fn crop_and_resize(b: &mut Builder, map: Value, grid: Value, [regions, channels,
 
 /// In how few parts of `most` at most `count` goes, and how large the parts are then, the last perhaps not full.
 fn parts_of(count: i64, most: i64) -> (i64, i64) {
-    let parts = (count as u64).div_ceil(most.max(1) as u64) as i64;
+    let parts = (count as u64).div_ceil(most as u64) as i64;
     (parts, (count as u64).div_ceil(parts as u64) as i64)
 }
 
@@ -441,6 +443,5 @@ mod tests {
         assert_eq!(parts_of(20, 30), (1, 20));
         assert_eq!(parts_of(7, 3), (3, 3));
         assert_eq!(parts_of(31, 30), (2, 16));
-        assert_eq!(parts_of(5, 0), (5, 1));
     }
 }
