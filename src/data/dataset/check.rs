@@ -303,9 +303,10 @@ fn check_object(
 ) -> Result<Object, Box<Finding>> {
     let Labelled { labels, place, .. } = labelled;
     let from_csv = place.is_some();
+    let there = if from_csv { "in the CSV file" } else { "in labelImg" };
     let skip = |text: String| Box::new(Finding::object_skipped(labels, label, text));
     let Some(class) = object.name.as_deref().map(str::trim).filter(|name| !name.is_empty()) else {
-        return Err(skip("it has no class name; name it in labelImg".to_string()));
+        return Err(skip(format!("it has no class name; name it {there}")));
     };
     let Some(corners) = &object.corners else {
         return Err(skip("it has no <bndbox>; draw its box in labelImg".to_string()));
@@ -315,7 +316,7 @@ fn check_object(
     let mut odd = Vec::new();
     for (value, (name, text)) in values.iter_mut().zip(texts) {
         let Some(text) = text else {
-            return Err(skip(format!("its box has no {name}; draw it again in labelImg")));
+            return Err(skip(format!("its box has no {name}; fix the box {there}")));
         };
         let Some(number) = number::read(text) else {
             return Err(skip(format!("{name} `{}` is not a number; correct it or draw the box again", printable(text))));
@@ -335,7 +336,7 @@ fn check_object(
         let [low_name, high_name, side] = names;
         if low > high {
             return Err(skip(format!(
-                "{low_name} {low} is not {side} {high_name} {high}: the box is reversed; fix the box in labelImg"
+                "{low_name} {low} is not {side} {high_name} {high}: the box is reversed; fix the box {there}"
             )));
         }
         if low == high {
@@ -350,7 +351,7 @@ fn check_object(
         let overhang = (values[i] - inside).abs();
         if overhang > OVERHANG {
             return Err(skip(format!(
-                "{name} {} is {overhang} px outside the picture, which is {} x {}; fix the box in labelImg",
+                "{name} {} is {overhang} px outside the picture, which is {} x {}; fix the box {there}",
                 values[i], looked.width, looked.height
             )));
         }
@@ -361,7 +362,7 @@ fn check_object(
     }
     if values[0] >= values[2] || values[1] >= values[3] {
         return Err(skip(format!(
-            "the box lies wholly outside the picture, which is {} x {}; fix the box in labelImg",
+            "the box lies wholly outside the picture, which is {} x {}; fix the box {there}",
             looked.width, looked.height
         )));
     }
@@ -495,6 +496,10 @@ mod tests {
 
     #[test]
     fn objects_without_class_or_box_are_named() {
+        let csv = Labelled { place: Some("line 2".into()), ..of_xml() };
+        let reversed = object("cat", ["9", "1", "2", "5"]);
+        let said = check_object(&csv, "line 2", &reversed, &looked(9, 9, 1), &mut Vec::new()).unwrap_err().to_string();
+        assert!(said.contains("reversed; fix the box in the CSV file"), "{said}");
         let mut notes = Vec::new();
         let mut say =
             |object| check_object(&of_xml(), "object 3", &object, &looked(9, 9, 1), &mut notes).unwrap_err().to_string();

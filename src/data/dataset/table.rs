@@ -108,6 +108,8 @@ fn parse(bytes: &[u8], name: &str) -> Result<Table> {
                 const TEXT: &str = "not UTF-8; save the file as \"CSV UTF-8\" (Excel offers it under that name)";
                 ensure!(columns.is_some(), "`{name}`: line {line}: {TEXT}");
                 table.faults.push((line, TEXT.to_string()));
+                let name = columns.and_then(|columns| std::str::from_utf8(raw.get(columns[0])?).ok());
+                not_empty.extend(name.map(|name| name.trim().to_string()));
                 continue;
             }
         };
@@ -318,8 +320,10 @@ mod tests {
             assert!(said.contains(wanted), "{said}");
         }
         // There is something on b.jpg, though another line has nothing.
-        for lines in ["b.jpg,1,1\nb.jpg,1,1,,,,,\n", "b.jpg,1,1,,,,,\nb.jpg,1,1\n"] {
-            let table = parse([head, "a.jpg,1,1,,,,,\n", lines].concat().as_bytes(), "t.csv").unwrap();
+        for lines in
+            [&b"b.jpg,1,1\nb.jpg,1,1,,,,,\n"[..], b"b.jpg,1,1,,,,,\nb.jpg,1,1\n", b"b.jpg,1,1,,,,,\nb.jpg,1,1,\xb0\xa1,1,1,2,2\n"]
+        {
+            let table = parse(&[head.as_bytes(), b"a.jpg,1,1,,,,,\n", lines].concat(), "t.csv").unwrap();
             assert_eq!(table.pictures.iter().map(|rows| rows.filename.as_str()).collect::<Vec<_>>(), ["a.jpg"]);
             assert_eq!(table.faults.len(), 1);
         }
