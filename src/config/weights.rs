@@ -48,7 +48,7 @@ impl WeightsOptions {
 /// Finds the checkpoint of the zoo model `name`, fetching it if need be, and returns its prefix (`.../model.ckpt`).
 ///
 /// Looked for in `zoo_dir/NAME/`, then in `zoo_dir/NAME.tar.gz` (or a `.tar.gz` in `zoo_dir/NAME/`), then at `base_url`. What is
-/// unpacked is checked whole before it gets its name.
+/// unpacked is checked whole before it gets its name; it is unpacked in [`DEFAULT_ZOO_DIR`] if `zoo_dir` cannot be written in.
 ///
 /// # Errors
 /// If it is damaged, or cannot be had: then with the URL, the place to put the file, and how to start without.

@@ -156,16 +156,14 @@ fn look_at_all<'a>(
         summary.model += start.elapsed();
         let detections = match detections {
             Ok(detections) => detections,
-            Err(e) if summary.pictures > 0 => {
-                pass_over(e);
-                summary.faulty += 1;
-                each(input, None);
-                continue;
-            }
             Err(e) => {
-                failures.push(e);
                 summary.faulty += 1;
                 each(input, None);
+                if summary.pictures > 0 {
+                    pass_over(e);
+                    continue;
+                }
+                failures.push(e);
                 if failures.len() == FAILURES {
                     break;
                 }

@@ -398,7 +398,6 @@ fn check_object(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::image::Format;
 
     fn of_xml() -> Labelled {
         let (labels, picture) = ("a.xml".into(), "a.jpg".into());
@@ -406,7 +405,7 @@ mod tests {
     }
 
     fn looked(width: u32, height: u32, orientation: u8) -> Looked {
-        Looked { format: Format::Jpeg, width, height, orientation, bytes: 1, sha256: [0; 32], loss: None }
+        Looked { orientation, ..Looked::jpeg(width, height) }
     }
 
     fn object(class: &str, [xmin, ymin, xmax, ymax]: [&str; 4]) -> voc::Object {

@@ -46,6 +46,14 @@ pub struct Looked {
     pub loss: Option<String>,
 }
 
+#[cfg(test)]
+impl Looked {
+    /// An upright JPEG of one byte.
+    pub fn jpeg(width: u32, height: u32) -> Self {
+        Self { format: Format::Jpeg, width, height, orientation: 1, bytes: 1, sha256: [0; 32], loss: None }
+    }
+}
+
 /// Reads a whole file into `buffer`, which is kept from file to file.
 ///
 /// # Errors

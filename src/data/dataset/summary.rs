@@ -117,7 +117,6 @@ mod tests {
     use super::*;
     use crate::data::dataset::check::Object;
     use crate::data::dataset::picture::Looked;
-    use crate::data::image::Format;
 
     fn picture(ids: &[u32]) -> Picture {
         let object = |id: &u32| Object {
@@ -133,7 +132,7 @@ mod tests {
             labels: "a.xml".into(),
             path: "a.jpg".into(),
             name: "a.jpg".into(),
-            looked: Looked { format: Format::Jpeg, width: 1, height: 1, orientation: 1, bytes: 1, sha256: [0; 32], loss: None },
+            looked: Looked::jpeg(1, 1),
             objects: ids.iter().map(object).collect(),
             skipped: 0,
         }

@@ -237,7 +237,6 @@ mod tests {
     use super::*;
     use crate::data::dataset::check::Object;
     use crate::data::dataset::picture::Looked;
-    use crate::data::image::Format;
 
     fn picture(name: &str, boxes: &[(&str, [f64; 4])]) -> Picture {
         let objects = boxes.iter().map(|(class, box_px)| Object {
@@ -249,8 +248,7 @@ mod tests {
             truncated: false,
             difficult: false,
         });
-        let looked =
-            Looked { format: Format::Jpeg, width: 640, height: 480, orientation: 1, bytes: 1, sha256: [0; 32], loss: None };
+        let looked = Looked::jpeg(640, 480);
         Picture { labels: "a.xml".into(), path: name.into(), name: name.into(), looked, objects: objects.collect(), skipped: 0 }
     }
 

@@ -136,7 +136,6 @@ mod tests {
     use super::*;
     use crate::data::dataset::check::Object;
     use crate::data::dataset::picture::Looked;
-    use crate::data::image::Format;
 
     fn picture(objects: &[&str], hash: u8) -> Picture {
         let objects = objects.iter().enumerate().map(|(i, class)| Object {
@@ -152,15 +151,7 @@ mod tests {
             labels: "a.xml".into(),
             path: "a.jpg".into(),
             name: "a.jpg".into(),
-            looked: Looked {
-                format: Format::Jpeg,
-                width: 9,
-                height: 9,
-                orientation: 1,
-                bytes: 1,
-                sha256: [hash; 32],
-                loss: None,
-            },
+            looked: Looked { sha256: [hash; 32], ..Looked::jpeg(9, 9) },
             objects: objects.collect(),
             skipped: 0,
         }
