@@ -3,13 +3,14 @@
 //! Worker threads read, decode, augment and resize; one more puts the results together to batches and keeps `prefetch` of
 //! them ready, so [`Loader::next`] only hands one over. Which picture comes when, and how it is augmented, follows from the
 //! seed and the position alone: any number of threads gives the same batches, and a run that starts at a saved position
-//! goes on exactly. Memory is bounded by the batches ready, one batch in the making, and the pictures that threads have
-//! decoded ahead of it: as many as a batch has, or two a thread where that is more.
+//! goes on exactly. Memory is bounded by the batches ready, one batch in the making, the pictures that threads have
+//! decoded ahead of it (as many as a batch has, or two a thread where that is more), and in training those that are kept decoded.
 //!
 //! A record that cannot be used (wrong checksum, no tf.Example, a picture that does not decode, a class outside the label
 //! map) is an error at the batch it belongs to, and ends the loading: a training that goes on without pictures that its
 //! user believes in would hide the fault. `odh tfgen` writes none such.
 
+mod decoded;
 pub mod order;
 pub mod pool;
 pub mod records;
@@ -23,6 +24,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::data::augment::Augmentation;
 use crate::data::image::{RgbImage, decode};
+use crate::data::loader::decoded::Decoded;
 use crate::data::loader::order::Order;
 pub use crate::data::loader::order::Position;
 use crate::data::loader::pool::{Pool, Size, Stop};
@@ -32,6 +34,9 @@ use crate::data::resizer::Resized;
 pub use crate::data::resizer::Resizer;
 use crate::data::sample::{Pixels, Sample};
 use crate::detection::boxes::Groundtruth;
+
+/// Bytes of decoded pictures that a training keeps for its next passes: some hundred photos, and little beside what its step takes.
+const KEPT_DECODED: usize = 128 << 20;
 
 /// What to load and how.
 #[derive(Debug, Clone)]
@@ -214,7 +219,8 @@ impl Feed {
         let threads = if options.num_threads > 0 { options.num_threads } else { cores.saturating_sub(1).max(1) };
         let size = Size { threads, ahead: options.batch_size.max(2 * threads) };
         let (batch_size, prefetch) = (options.batch_size, options.prefetch.max(1));
-        let job = move |number: u64| prepare(&records, &order, &options, start.advanced(number, len), number);
+        let decoded = Decoded::new(if once.is_some() { 0 } else { KEPT_DECODED });
+        let job = move |number: u64| prepare(&records, &decoded, &order, &options, start.advanced(number, len), number);
         let pool = Pool::start(size, end, job)?;
         let stop = pool.stopper();
         // The assembler holds one batch more while it waits for room.
@@ -306,10 +312,17 @@ fn assemble(pool: &Pool<Prepared>, batch_size: usize) -> Option<Result<Batch>> {
 }
 
 /// Reads, decodes, augments and resizes the picture at a position, number `number` of this run.
-fn prepare(records: &Records, order: &Order, options: &LoaderOptions, at: Position, number: u64) -> Result<Prepared> {
+fn prepare(
+    records: &Records,
+    decoded: &Decoded,
+    order: &Order,
+    options: &LoaderOptions,
+    at: Position,
+    number: u64,
+) -> Result<Prepared> {
     let index = order.record(at);
     let labeled = records.read(index, &options.classes)?;
-    let image = records.context(index, Some(&labeled.filename), decode(&labeled.encoded))?;
+    let image = decoded.picture(index, || records.context(index, Some(&labeled.filename), decode(&labeled.encoded)))?;
     let source_size = (image.height, image.width);
     let source = (number < options.keep_sources as u64).then(|| image.clone());
     let mut sample = Sample::new(image, labeled.groundtruth());
