@@ -59,7 +59,7 @@ fn every_fixture_decodes_to_tensorflows_bytes_or_is_refused_as_it_refuses() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(table.lines().count(), 45);
+    assert_eq!(table.lines().count(), 49);
 }
 
 #[test]

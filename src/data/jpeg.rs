@@ -41,6 +41,23 @@ pub struct Header {
     pub process: u8,
 }
 
+impl Header {
+    /// Whether TensorFlow, too, decodes the coding process: baseline, extended or progressive, with Huffman or arithmetic coding.
+    pub fn is_decodable(&self) -> bool {
+        matches!(self.process, 0xC0..=0xC2) || self.is_arithmetic()
+    }
+
+    fn is_arithmetic(&self) -> bool {
+        matches!(self.process, 0xC9 | 0xCA)
+    }
+
+    /// 8 x 8 blocks that a bit of data can stand for at most. Huffman coding gives each one bit or more, and the finest component has at least
+    /// a quarter of the blocks that the picture would have at full size; arithmetic coding spends some thousandths of a bit where all is flat.
+    fn blocks_a_bit(&self) -> usize {
+        if self.is_arithmetic() { 4096 } else { 4 }
+    }
+}
+
 /// Rows decoded at a time.
 const STRIP: usize = 64;
 
@@ -185,7 +202,7 @@ impl BufRead for Source<'_> {
 /// Decodes to RGB: `(width, height, [height, width, 3])`, as TensorFlow's `decode_jpeg(channels=3)` does.
 ///
 /// # Errors
-/// If the header is damaged, the picture is of a kind that cannot be read (12 bits, lossless, arithmetic coding), the
+/// If the header is damaged, the picture is of a kind that cannot be read (12 bits, lossless, hierarchical), the
 /// data end before the picture does, or libjpeg gives up. Damage inside the data that libjpeg can skip is not an error,
 /// as in TensorFlow; [`loss`] tells of it.
 pub fn decode(bytes: &[u8], dct: Dct) -> Result<(usize, usize, Vec<u8>)> {
@@ -194,16 +211,14 @@ pub fn decode(bytes: &[u8], dct: Dct) -> Result<(usize, usize, Vec<u8>)> {
     if header.precision != 8 {
         bail!("a JPEG with {} bits a sample; only 8 can be read: convert the picture to 8 bits", header.precision);
     }
-    if !matches!(header.process, 0xC0..=0xC2) {
+    if !header.is_decodable() {
         bail!(
-            "a JPEG of coding process SOF{}; only baseline, extended and progressive Huffman coding can be read: \
-             convert the picture",
+            "a JPEG of coding process SOF{}; only baseline, extended and progressive can be read: convert the picture",
             header.process - 0xC0
         );
     }
-    // Every 8 x 8 block takes a bit at the least, and the finest component has at least a quarter of the blocks that the
-    // picture would have at full size. Below that a damaged header would only cost memory and time.
-    if header.width.div_ceil(8) * header.height.div_ceil(8) / 4 > bytes.len() * 8 {
+    // A damaged header would only cost memory and time.
+    if header.width.div_ceil(8) * header.height.div_ceil(8) / header.blocks_a_bit() > bytes.len() * 8 {
         bail!(
             "the JPEG's {} bytes cannot hold its {} x {} pixels; the file is truncated or its header damaged, copy it again",
             bytes.len(),

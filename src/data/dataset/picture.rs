@@ -172,8 +172,8 @@ fn check_kind(bytes: &[u8]) -> Result<()> {
         header.precision
     );
     ensure!(
-        matches!(header.process, 0xC0..=0xC2),
-        "the JPEG is of a rare kind (SOF{}: lossless, hierarchical or arithmetic) that cannot be used; convert it to a baseline JPEG",
+        header.is_decodable(),
+        "the JPEG is of a rare kind (SOF{}: lossless or hierarchical) that cannot be used; convert it to a baseline JPEG",
         header.process - 0xC0
     );
     ensure!(
