@@ -328,6 +328,27 @@ fn a_picture_too_narrow_for_any_anchor_has_no_losses() {
 }
 
 #[test]
+fn anchors_that_fit_no_picture_at_all_are_told_of_where_they_would_teach_nothing() {
+    let large = |clipped: bool| {
+        model(|m| {
+            use pb::anchor_generator::AnchorGeneratorOneof as A;
+            let generator = m.first_stage_anchor_generator.as_mut().unwrap().anchor_generator_oneof.as_mut().unwrap();
+            let A::GridAnchorGenerator(grid) = generator else { panic!("{generator:?}") };
+            grid.scales = vec![1.0];
+            m.clip_anchors_to_image = Some(clipped);
+        })
+    };
+    let (images, truth) = batch();
+    let losses = |model: &FasterRcnn| {
+        let variables = variables(model);
+        model.losses(&variables, &Pictures::whole(&images), &truth, &mut StepContext::new(0, 0)).map(|losses| terms(&losses))
+    };
+    let said = losses(&large(false)).unwrap_err().to_string();
+    assert!(said.contains("first_stage_anchor_generator") && said.contains("96 x 96"), "{said}");
+    assert!(losses(&large(true)).unwrap()[1] > 0.0);
+}
+
+#[test]
 fn a_picture_without_objects_trains_as_background() {
     let model = model(|_| {});
     let variables = variables(&model);
@@ -353,6 +374,11 @@ fn the_parts_that_are_not_there_are_refused_by_name() {
         }
     }
     let changes: &[(&str, Change)] = &[
+        ("image_resizer.fixed_shape_resizer.width: 20 is too small", |m| {
+            let size = pb::FixedShapeResizer { height: Some(96), width: Some(20), ..Default::default() };
+            m.image_resizer.as_mut().unwrap().image_resizer_oneof =
+                Some(pb::image_resizer::ImageResizerOneof::FixedShapeResizer(size));
+        }),
         ("number_of_stages: 3", |m| m.number_of_stages = Some(3)),
         ("predict_instance_masks", |m| mask_rcnn(m).predict_instance_masks = Some(true)),
         ("predict_keypoints", |m| mask_rcnn(m).predict_keypoints = Some(true)),

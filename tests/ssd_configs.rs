@@ -603,6 +603,10 @@ fn values_that_nothing_can_be_learnt_with_are_refused_by_name() {
             "dropout_keep_probability: 1.8",
         ),
         ("weighted_smooth_l1 {", "weighted_smooth_l1 { delta: 0", "weighted_smooth_l1.delta: 0"),
+        ("weighted_sigmoid {", "weighted_softmax { logit_scale: 0", "classification_loss.weighted_softmax.logit_scale: 0"),
+        ("score_converter: SIGMOID", "score_converter: SIGMOID logit_scale: 0", "post_processing.logit_scale: 0"),
+        ("max_scale: 0.95", "max_scale: 0.95 base_anchor_width: -1", "base_anchor_width: -1"),
+        ("weight: 0.00004", "weight: -0.1", "conv_hyperparams.regularizer: its weight -0.1"),
     ] {
         let refused = match from_config(&zoo_config(V1, &[(from, to)])) {
             Ok(_) => panic!("{to} is taken"),

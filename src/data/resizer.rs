@@ -64,6 +64,35 @@ impl Resizer {
         Self { target: Target::KeepAspectRatio { min, max }, ..Self::fixed_shape(1, 1) }
     }
 
+    /// The resizer before a network, which upstream wants to see at least 33 pixels each way; `field` names it in errors.
+    ///
+    /// # Errors
+    /// As [`Self::from_config`], or if pictures become smaller.
+    pub fn of_network(config: Option<&pb::ImageResizer>, field: &str) -> Result<Self> {
+        const LEAST: usize = 33;
+        let resizer = Self::from_config(config, field)?;
+        let sides = match resizer.target {
+            Target::FixedShape { height, width } => {
+                [("fixed_shape_resizer.height", height), ("fixed_shape_resizer.width", width)]
+            }
+            Target::KeepAspectRatio { min, max } => {
+                [("keep_aspect_ratio_resizer.min_dimension", min), ("keep_aspect_ratio_resizer.max_dimension", max)]
+            }
+        };
+        for (name, side) in sides {
+            ensure!(side >= LEAST, "{field}.{name}: {side} is too small; at least {LEAST} is needed");
+        }
+        Ok(resizer)
+    }
+
+    /// The largest height and width that pictures get.
+    pub fn largest(&self) -> [usize; 2] {
+        match self.target {
+            Target::FixedShape { height, width } => [height, width],
+            Target::KeepAspectRatio { min, max } => [max.max(min); 2],
+        }
+    }
+
     /// The resizer that the message describes; `field` names it in errors.
     ///
     /// # Errors

@@ -157,6 +157,11 @@ impl GridAnchors {
             .collect()
     }
 
+    /// Whether any anchor, wherever it lies, is no larger than a picture of this height and width.
+    pub fn fit_into(&self, [height, width]: [f32; 2]) -> bool {
+        self.sizes_px().iter().any(|&[h, w]| h <= height && w <= width)
+    }
+
     /// All anchors, row by row, cell by cell, in a cell ratio by ratio and then by scale: `[A]`, in pixels.
     ///
     /// * `grid`: `[height, width]` of the feature map.
@@ -278,6 +283,10 @@ mod tests {
             aspect_ratios: vec![1.0, 4.0],
         };
         assert_eq!(anchors.per_cell(), 4);
+        // 128 x 128, 256 x 256, 64 x 256 and 128 x 512.
+        for (size, fit) in [([128.0, 128.0], true), ([127.0, 128.0], false), ([64.0, 256.0], true), ([1e3, 127.0], false)] {
+            assert_eq!(anchors.fit_into(size), fit, "{size:?}");
+        }
         let all = anchors.generate([2, 3]);
         assert_eq!(all.len(), 24);
         assert_eq!(all[0], [-64.0, -60.0, 64.0, 68.0]);

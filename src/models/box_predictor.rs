@@ -50,7 +50,7 @@ impl ConvolutionalBoxPredictor {
         let hyperparams = config.conv_hyperparams.as_ref().unwrap_or(&default);
         Ok(Self {
             num_classes,
-            scope: conv_scope(hyperparams, surroundings),
+            scope: conv_scope(hyperparams, &format!("{field}.conv_hyperparams"), surroundings)?,
             min_depth: config.min_depth().into(),
             max_depth: config.max_depth().into(),
             num_layers: config.num_layers_before_predictor().into(),

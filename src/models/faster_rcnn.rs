@@ -1,9 +1,9 @@
 //! Faster R-CNN (Ren et al., arXiv:1506.01497) and R-FCN (Dai et al., arXiv:1605.06409; upstream
 //! meta_architectures/faster_rcnn_meta_arch.py, rfcn_meta_arch.py): proposals from a map of the picture, then a look at each.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
@@ -95,6 +95,28 @@ impl FasterRcnn {
         Ok(scaled.f_add(&shift)?)
     }
 
+    /// Says, once, that a picture has no anchor and so no losses, where upstream ends.
+    ///
+    /// # Errors
+    /// If no picture can have one.
+    fn tell_of_no_anchor(&self) -> Result<()> {
+        static TOLD: Once = Once::new();
+        let [height, width] = self.resizer.largest();
+        let field = "model.faster_rcnn.first_stage_anchor_generator";
+        ensure!(
+            self.rpn.anchors.fit_into([height as f32, width as f32]),
+            "{field}: even the smallest anchor is larger than a picture of {height} x {width} pixels, which is all that image_resizer gives, and \
+             a training takes only those that lie inside: make them smaller, or set model.faster_rcnn.clip_anchors_to_image: true"
+        );
+        TOLD.call_once(|| {
+            tracing::warn!(
+                "a picture is too narrow for any anchor of {field}, and teaches nothing; smaller anchors, or \
+                 model.faster_rcnn.clip_anchors_to_image: true, would let it. This is not said again"
+            );
+        });
+        Ok(())
+    }
+
     /// One pass with gradients.
     ///
     /// * `pictures`, `groundtruth`: as [`DetectionModel::losses`] has them.
@@ -110,6 +132,9 @@ impl FasterRcnn {
         let pass = exec::train(&self.first, variables, &self.preprocess(&pictures.pixels)?, context.step)?;
         let mut moving = pass.moving;
         let first = self.rpn.gather(&pass.outputs, frame, Phase::Training)?;
+        if first.anchors_px.is_empty() {
+            self.tell_of_no_anchor()?;
+        }
         let proposals = self.rpn.proposals(&first)?;
         let sampled = self.classifier.sample(&proposals, &groundtruth_px, &mut context.shuffle);
         let regions = Regioned::new(sampled.iter().map(Vec::as_slice), frame);

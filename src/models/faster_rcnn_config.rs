@@ -45,7 +45,7 @@ pub fn build(config: &pb::FasterRcnn) -> Result<FasterRcnn> {
 
     let anchors = anchors(config)?;
     let mut first = Graph::new();
-    let resizer = Resizer::from_config(config.image_resizer.as_ref(), &format!("{FIELD}.image_resizer"))?;
+    let resizer = Resizer::of_network(config.image_resizer.as_ref(), &format!("{FIELD}.image_resizer"))?;
     let image = first.input("Preprocessor/sub", resizer.channels() as i64);
     let map = (backbone.first_stage)(&mut first, image, &Scope::new(FIRST_STAGE_SCOPE), &options);
     let rpn_features = rpn::append(&mut first, map, &rpn_layers(config)?, anchors.per_cell());
@@ -78,7 +78,7 @@ fn layers(hyperparams: Option<&pb::Hyperparams>, op: pb::hyperparams::Op, field:
     if hyperparams.op() != op {
         bail!("{field}.op: {} is not what these layers are; set {}", hyperparams.op().as_str_name(), op.as_str_name());
     }
-    Ok(conv_scope(hyperparams, Surroundings { freeze_batch_norm: false, moving: MovingVariance::Unbiased }))
+    conv_scope(hyperparams, field, Surroundings { freeze_batch_norm: false, moving: MovingVariance::Unbiased })
 }
 
 fn rpn_layers(config: &pb::FasterRcnn) -> Result<RpnLayers> {
@@ -257,7 +257,7 @@ fn classification_loss(config: &pb::FasterRcnn) -> Result<ClassificationLoss> {
     use pb::classification_loss::ClassificationLoss as C;
     Ok(match config.second_stage_classification_loss.as_ref().and_then(|c| c.classification_loss.as_ref()) {
         None => ClassificationLoss::Softmax { logit_scale: 1.0 },
-        Some(C::WeightedSoftmax(s)) => ClassificationLoss::Softmax { logit_scale: s.logit_scale().into() },
+        Some(C::WeightedSoftmax(s)) => losses_config::softmax(s, &format!("{FIELD}.second_stage_classification_loss"))?,
         Some(C::WeightedSigmoid(_)) => ClassificationLoss::Sigmoid,
         _ => bail!("{FIELD}.second_stage_classification_loss: only weighted_softmax and weighted_sigmoid are supported"),
     })

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 
 use super::post_processing::overlap;
 use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
+use crate::detection::losses::ClassificationLoss;
 use crate::proto::object_detection::protos as pb;
 
 /// The message `HardExampleMiner`, resolved.
@@ -23,6 +24,26 @@ pub fn hard_example_miner(config: &pb::HardExampleMiner, field: &str) -> Result<
         max_negatives_per_positive: (config.max_negatives_per_positive() > 0).then(|| config.max_negatives_per_positive() as f32),
         min_negatives_per_image: usize::try_from(config.min_negatives_per_image()).unwrap_or(0),
     })
+}
+
+/// The message `WeightedSoftmaxClassificationLoss`, resolved; the field of the message `field` holds it.
+///
+/// # Errors
+/// As [`logit_scale`].
+pub fn softmax(config: &pb::WeightedSoftmaxClassificationLoss, field: &str) -> Result<ClassificationLoss> {
+    Ok(ClassificationLoss::Softmax { logit_scale: logit_scale(&format!("{field}.weighted_softmax"), config.logit_scale())? })
+}
+
+/// What logits are divided by.
+///
+/// # Errors
+/// If that makes no numbers of them; the field of the message `field` is named.
+pub fn logit_scale(field: &str, scale: f32) -> Result<f64> {
+    ensure!(
+        scale != 0.0 && scale.is_finite(),
+        "{field}.logit_scale: {scale}; logits are divided by it, so it must be another number than 0"
+    );
+    Ok(scale.into())
 }
 
 /// What dropout keeps of the values that it sees.

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor};
 
+use super::losses_config;
 use crate::detection::nms::NmsOptions;
 use crate::proto::object_detection::protos as pb;
 
@@ -49,7 +50,7 @@ pub fn from_config(post: &pb::PostProcessing, field: &str) -> Result<(NmsOptions
         most <= total,
         "{field}.batch_non_max_suppression.max_detections_per_class: {most} is above max_total_detections: {total}; lower it to {total}"
     );
-    let logit_scale = f64::from(post.logit_scale());
+    let logit_scale = losses_config::logit_scale(field, post.logit_scale())?;
     let converter = match post.score_converter() {
         pb::post_processing::ScoreConverter::Identity => ScoreConverter::Identity { logit_scale },
         pb::post_processing::ScoreConverter::Sigmoid => ScoreConverter::Sigmoid { logit_scale },

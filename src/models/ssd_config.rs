@@ -8,7 +8,7 @@ use super::post_processing::{self, ScoreConverter};
 use super::ssd::LossOptions;
 use crate::backbones::depth::Depth;
 use crate::backbones::ssd::{self as backbones, SsdSettings};
-use crate::data::resizer::{Resizer, Target};
+use crate::data::resizer::Resizer;
 use crate::detection::anchors::{SsdAnchorOptions, SsdAnchors};
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
@@ -20,21 +20,7 @@ use crate::proto::object_detection::protos as pb;
 
 /// What happens to pictures first.
 pub fn resizer(config: &pb::Ssd) -> Result<Resizer> {
-    let field = "model.ssd.image_resizer";
-    let resizer = Resizer::from_config(config.image_resizer.as_ref(), field)?;
-    let sides = match resizer.target {
-        Target::FixedShape { height, width } => [("fixed_shape_resizer.height", height), ("fixed_shape_resizer.width", width)],
-        Target::KeepAspectRatio { min, max } => {
-            [("keep_aspect_ratio_resizer.min_dimension", min), ("keep_aspect_ratio_resizer.max_dimension", max)]
-        }
-    };
-    for (name, side) in sides {
-        // Upstream's own limit.
-        if side < 33 {
-            bail!("{field}.{name}: {side} is too small; at least 33 is needed");
-        }
-    }
-    Ok(resizer)
+    Resizer::of_network(config.image_resizer.as_ref(), "model.ssd.image_resizer")
 }
 
 /// Appends backbone and feature maps: the maps, finest first.
@@ -56,7 +42,7 @@ pub fn append_feature_extractor(
     let surroundings = Surroundings { freeze_batch_norm: config.freeze_batchnorm(), moving: backbone.moving };
     let settings = SsdSettings {
         depth: Depth { multiplier, min: extractor.min_depth().into() },
-        hyperparams: conv_scope(hyperparams, surroundings),
+        hyperparams: conv_scope(hyperparams, &format!("{field}.conv_hyperparams"), surroundings)?,
         override_base: extractor.override_base_feature_extractor_hyperparams(),
         train_batch_norm: !config.freeze_batchnorm(),
         use_depthwise: extractor.use_depthwise(),
@@ -124,6 +110,9 @@ pub fn anchors(config: &pb::Ssd) -> Result<SsdAnchors> {
     }
     if a.height_stride.len() != a.width_stride.len() || a.height_offset.len() != a.width_offset.len() {
         bail!("{field}: height and width need strides (or offsets) together");
+    }
+    for (name, side) in [("base_anchor_height", a.base_anchor_height()), ("base_anchor_width", a.base_anchor_width())] {
+        ensure!(side > 0.0 && side.is_finite(), "{field}.{name}: {side} must be above 0");
     }
     let options = SsdAnchorOptions {
         num_layers,
@@ -214,7 +203,7 @@ pub fn loss(config: &pb::Ssd) -> Result<LossOptions> {
         Some(C::WeightedSigmoidFocal(f)) => {
             ClassificationLoss::SigmoidFocal { alpha: f.alpha.map(f64::from), gamma: f.gamma().into() }
         }
-        Some(C::WeightedSoftmax(s)) => ClassificationLoss::Softmax { logit_scale: s.logit_scale().into() },
+        Some(C::WeightedSoftmax(s)) => losses_config::softmax(s, "model.ssd.loss.classification_loss")?,
         Some(C::BootstrappedSigmoid(b)) => {
             ClassificationLoss::BootstrappedSigmoid { alpha: b.alpha().into(), hard: b.hard_bootstrap() }
         }

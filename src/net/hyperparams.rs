@@ -1,5 +1,7 @@
 //! The message `Hyperparams` as a layer scope (upstream builders/hyperparams_builder.py).
 
+use anyhow::{Result, ensure};
+
 use super::graph::{Activation, Fan, Initializer, MovingVariance, Regularizer};
 use super::layers::{BatchNormParams, ConvScope};
 use crate::proto::object_detection::protos as pb;
@@ -13,8 +15,11 @@ pub struct Surroundings {
     pub moving: MovingVariance,
 }
 
-/// The layer scope that `hyperparams` describes.
-pub fn conv_scope(hyperparams: &pb::Hyperparams, surroundings: Surroundings) -> ConvScope {
+/// The layer scope that `hyperparams`, the message `field`, describes.
+///
+/// # Errors
+/// If a regularizer's weight is below 0: it would reward large weights.
+pub fn conv_scope(hyperparams: &pb::Hyperparams, field: &str, surroundings: Surroundings) -> Result<ConvScope> {
     use pb::initializer::InitializerOneof as I;
     use pb::regularizer::RegularizerOneof as R;
     let regularizer = match hyperparams.regularizer.as_ref().and_then(|r| r.regularizer_oneof.as_ref()) {
@@ -22,6 +27,9 @@ pub fn conv_scope(hyperparams: &pb::Hyperparams, surroundings: Surroundings) -> 
         Some(R::L1Regularizer(l1)) => Regularizer::L1(l1.weight().into()),
         None => Regularizer::None,
     };
+    if let Regularizer::L2(weight) | Regularizer::L1(weight) = regularizer {
+        ensure!(weight >= 0.0, "{field}.regularizer: its weight {weight} must not be below 0");
+    }
     let initializer = match hyperparams.initializer.as_ref().and_then(|i| i.initializer_oneof.as_ref()) {
         Some(I::TruncatedNormalInitializer(n)) => Initializer::TruncatedNormal { mean: n.mean(), stddev: n.stddev() },
         Some(I::RandomNormalInitializer(n)) => Initializer::RandomNormal { mean: n.mean(), stddev: n.stddev() },
@@ -51,5 +59,5 @@ pub fn conv_scope(hyperparams: &pb::Hyperparams, surroundings: Surroundings) -> 
         pb::hyperparams::Activation::Relu => Some(Activation::Relu),
         pb::hyperparams::Activation::Relu6 => Some(Activation::Relu6),
     };
-    ConvScope { initializer, regularizer, batch_norm, activation, trainable: true }
+    Ok(ConvScope { initializer, regularizer, batch_norm, activation, trainable: true })
 }
