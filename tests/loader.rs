@@ -285,6 +285,21 @@ fn ids_that_are_other_classes_in_the_label_map_are_refused_and_names_that_it_lac
     }
     let said = first_error(mapped(&[("class 1", 2), ("class 2", 1)]));
     assert!(said.contains("label id 2 and the name `class 2`, which has the id 1"), "{said}");
+    // Within 1 to num_classes, but in a gap of the label map.
+    let said = first_error(mapped(&[("class 1", 1), ("class 3", 3)]));
+    assert!(said.contains("label id 2 (`class 2`), which no item of the label map has"), "{said}");
+}
+
+#[test]
+fn a_loader_that_keeps_its_pictures_decoded_gives_the_same_ones_in_every_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = dataset(folder.path(), 3);
+    let mut loader = Loader::new(options(&path, 3)).unwrap();
+    let first = loader.next().unwrap();
+    for _ in 0..3 {
+        let again = loader.next().unwrap();
+        assert_eq!((again.images == first.images, &again.names), (true, &first.names));
+    }
 }
 
 #[test]

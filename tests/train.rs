@@ -60,7 +60,9 @@ fn a_resumed_run_ends_with_the_very_bytes_of_an_uninterrupted_one() {
     trained(whole.path(), &["-s", "6", "-n", "3", "-e", "False", "--seed", "7"]);
     trained(parts.path(), &["-s", "3", "-n", "3", "-e", "False", "--seed", "7"]);
     // Another number of loader threads, and another seed on the command line: the run keeps its own.
-    trained(parts.path(), &["-s", "6", "-n", "3", "-e", "False", "--seed", "8", "--loader_threads", "3"]);
+    let resumed = trained(parts.path(), &["-s", "6", "-n", "3", "-e", "False", "--seed", "8", "--loader_threads", "3"]);
+    let said = String::from_utf8_lossy(&resumed.stderr).into_owned();
+    assert!(said.contains("--seed 8 is not heeded") && said.contains("with its own, 7"), "{said}");
     assert_eq!(fs::read(checkpoint(whole.path(), 6)).unwrap(), fs::read(checkpoint(parts.path(), 6)).unwrap());
 
     let other = project();

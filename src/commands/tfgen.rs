@@ -1,6 +1,7 @@
 //! `odh tfgen`: labelled pictures become a dataset.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -370,7 +371,7 @@ fn from_csv(
                         let earlier: &mut Labelled = &mut labelled[earlier];
                         let text = format!(
                             "`{}` is the picture `{}` again, and its boxes are added to that one's; write one name",
-                            printable(&rows.filename),
+                            printable(rows.filename.trim()),
                             printable(&earlier.name)
                         );
                         findings.push(Finding::note(path, text).of(&line));
@@ -378,11 +379,14 @@ fn from_csv(
                         continue;
                     }
                     pictures.insert(picture, labelled.len());
+                    let picture = tree.pictures[picture].clone();
+                    let to_the_letter = picture.file_name() == Some(OsStr::new(&rows.filename));
+                    let name = if to_the_letter { rows.filename.as_str() } else { rows.filename.trim() };
                     labelled.push(Labelled {
                         labels: path.clone(),
                         place: Some(line),
-                        picture: tree.pictures[picture].clone(),
-                        name: rows.filename,
+                        picture,
+                        name: name.to_string(),
                         size: rows.size,
                         objects: rows.objects,
                     });

@@ -12,6 +12,7 @@ use crate::config::label_map::LabelMap;
 use crate::config::pipeline::{self, Overrides};
 use crate::config::weights::{self, WeightsOptions};
 use crate::config::zoo::{self, ZooModel};
+use crate::data::augment::Augmentation;
 use crate::data::dataset::finding::printable;
 use crate::data::loader;
 use crate::engine::eval::EvalOptions;
@@ -62,9 +63,9 @@ pub struct Args {
     /// Pictures in a batch [default: the config's]
     #[arg(long = "batch_size", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     batch_size: Option<u32>,
-    /// Seed of every random choice
-    #[arg(long = "seed", value_name = "SEED", default_value = "0")]
-    seed: u64,
+    /// Seed of every random choice [default: 0; a training that goes on keeps its own]
+    #[arg(long = "seed", value_name = "SEED")]
+    seed: Option<u64>,
     /// auto, cpu, cuda or cuda:N
     #[arg(long = "device", value_name = "DEVICE", default_value = "auto")]
     device: String,
@@ -118,6 +119,7 @@ pub fn run(args: Args) -> Result<()> {
     let notes = pipeline::check_supported(&config).with_context(|| source.clone())?;
     let train_config = config.train_config.clone().with_context(|| format!("{source}: train_config is not set"))?;
     let model = models::from_config(&config).with_context(|| source.clone())?;
+    let augmentations = Augmentation::all_from_config(&train_config).with_context(|| source.clone())?;
     let train_records = records(config.train_input_reader.as_ref(), "./dataset/train.record");
     let eval_records = records(config.eval_input_reader.as_ref(), "./dataset/validate.record");
     loader::records_exist(&train_records)?;
@@ -138,11 +140,12 @@ pub fn run(args: Args) -> Result<()> {
     if resume_from.is_some() {
         same_classes(&label_map, &label_file_shown, &train_dir.join(LABEL_MAP))?;
     }
+    let seed = seed(args.seed, resume_from.as_deref());
     tracing::info!("Program start [ model : {name}, num steps : {num_steps} ]");
     tracing::info!(
         "Settings [ config : {source}, device : {}, seed : {}, batch size : {}, classes : {} ]",
         device::name(device),
-        args.seed,
+        seed,
         train_config.batch_size(),
         label_map.num_classes()
     );
@@ -174,6 +177,7 @@ pub fn run(args: Args) -> Result<()> {
         config: &train_config,
         label_map: &label_map,
         train_records,
+        augmentations,
         averages: eval_config.use_moving_averages(),
         shuffle: config.train_input_reader.as_ref().is_none_or(|reader| reader.shuffle()),
         evaluation,
@@ -183,7 +187,7 @@ pub fn run(args: Args) -> Result<()> {
         start_from,
         num_steps: u64::from(num_steps),
         save_every: args.evaluate_number,
-        seed: args.seed,
+        seed,
         device,
         num_threads: args.loader_threads,
         again: match (args.reset, &args.checkpoint) {
@@ -343,6 +347,20 @@ fn resume_from(args: &Args, train_dir: &Path) -> Result<Option<PathBuf>> {
         train_dir.display()
     );
     Ok(Some(here))
+}
+
+/// The seed of a training: the one that it began with, if it goes on from a checkpoint that tells.
+fn seed(typed: Option<u64>, resume_from: Option<&Path>) -> u64 {
+    // What cannot be read is told of where the rest of the checkpoint is.
+    let kept = resume_from.and_then(|prefix| checkpoint::read_run_state(prefix).ok().flatten()).map(|state| state.seed);
+    if let (Some(typed), Some(kept)) = (typed, kept)
+        && typed != kept
+    {
+        tracing::warn!(
+            "--seed {typed} is not heeded: the training goes on where it stood, with its own, {kept}; --reset starts anew"
+        );
+    }
+    kept.or(typed).unwrap_or(0)
 }
 
 /// Makes sure that a training goes on with the classes that it has learnt. A class that is only called otherwise is noted.

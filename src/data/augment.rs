@@ -8,7 +8,7 @@ pub mod crop;
 pub mod flip;
 pub mod pad;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
@@ -121,6 +121,16 @@ impl Augmentation {
         steps.iter().rev().find_map(Self::varies_aspect).unwrap_or(false)
     }
 
+    /// The steps of a config, in their order.
+    ///
+    /// # Errors
+    /// As [`Self::from_config`], with the step's place.
+    pub fn all_from_config(config: &pb::TrainConfig) -> Result<Vec<Self>> {
+        let place = |i: usize| format!("train_config.data_augmentation_options[{i}]");
+        let steps = config.data_augmentation_options.iter().enumerate();
+        steps.map(|(i, step)| Self::from_config(step).with_context(|| place(i))).collect()
+    }
+
     /// Builds a step from the config.
     ///
     /// # Errors
@@ -128,7 +138,7 @@ impl Augmentation {
     pub fn from_config(step: &pb::PreprocessingStep) -> Result<Self> {
         use pb::preprocessing_step::PreprocessingStep as Step;
         let Some(step) = &step.preprocessing_step else {
-            bail!("data_augmentation_options: an entry is empty; remove it or name a step");
+            bail!("it is empty; remove it or name a step");
         };
         Ok(match step {
             // Keypoints are not read from the records, so their permutation has nothing to permute.
@@ -368,8 +378,8 @@ fn both(name: &str, height: Option<f32>, width: Option<f32>) -> Result<Option<(u
     match (height, width) {
         (None, None) => Ok(None),
         (Some(height), Some(width)) if height >= 0.0 && width >= 0.0 => Ok(Some((height as usize, width as usize))),
-        (Some(height), Some(width)) => bail!("{name}_height {height} and {name}_width {width} must not be negative"),
-        _ => bail!("{name}_height and {name}_width must be both set or both unset"),
+        (Some(height), Some(width)) => bail!("{name}_height {height} and its _width {width} must not be negative"),
+        _ => bail!("{name}_height and its _width must be both set or both unset"),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::Optimizer;
@@ -244,7 +244,10 @@ pub fn load(prefix: &Path, variables: &mut Variables, values: Values) -> Result<
 /// As `load`; or if the optimizer's state or the run's state is missing.
 pub fn resume(prefix: &Path, variables: &mut Variables, optimizer: &mut Optimizer) -> Result<(u64, Option<RunState>)> {
     let bundle = BundleReader::open(prefix)?;
-    load_variables(&bundle, prefix, variables, Values::Trained)?;
+    load_variables(&bundle, prefix, variables, Values::Trained).map_err(|error| match bundle.verify() {
+        Ok(()) => anyhow!("{error:#} Put them back, or start anew with --reset"),
+        Err(_) => error,
+    })?;
     let read = |name: &str| bundle.get(name).map(|_| bundle.read_f32(name)).transpose();
     optimizer.restore(variables, read).map_err(|error| match bundle.verify() {
         Ok(()) => error.context(format!(
@@ -259,7 +262,10 @@ pub fn resume(prefix: &Path, variables: &mut Variables, optimizer: &mut Optimize
 }
 
 /// What is beside a checkpoint that a run saved; `None` beside others.
-fn read_run_state(prefix: &Path) -> Result<Option<RunState>> {
+///
+/// # Errors
+/// If it cannot be read.
+pub fn read_run_state(prefix: &Path) -> Result<Option<RunState>> {
     let path = run_state_path(prefix);
     match std::fs::read_to_string(&path) {
         Ok(text) => serde_json::from_str(&text).map(Some).with_context(|| format!("`{}` is damaged", path.display())),
@@ -365,7 +371,7 @@ fn load_variables(bundle: &BundleReader, prefix: &Path, variables: &mut Variable
         })?;
         ensure!(
             entry.shape == shape,
-            "{}: `{name}` has shape {:?}, the model wants {shape:?}; does the label map have another number of classes?",
+            "{}: `{name}` has shape {:?}, the model wants {shape:?}; were the config's model or the number of the label map's classes changed?",
             prefix.display(),
             entry.shape
         );

@@ -39,6 +39,8 @@ pub struct TrainOptions<'a> {
     pub label_map: &'a LabelMap,
     /// Record files, shard sets or globs.
     pub train_records: Vec<PathBuf>,
+    /// Done to each training picture, in this order.
+    pub augmentations: Vec<Augmentation>,
     /// Whether each pass over the pictures has an order of its own.
     pub shuffle: bool,
     /// Whether moving averages are what is evaluated and exported.
@@ -118,12 +120,7 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions, begin: impl FnO
         let (at, saved) = resumed.map_err(|error| checkpoint::advise(error, prefix))?;
         step = at;
         match saved {
-            Some(saved) => {
-                if saved.seed != options.seed {
-                    tracing::info!("the run keeps its seed {} (not {}): it goes on where it stood", saved.seed, options.seed);
-                }
-                state = saved;
-            }
+            Some(saved) => state = saved,
             None => tracing::warn!("{} has no loader position beside it: the data starts a new pass", prefix.display()),
         }
     } else if let Some(prefix) = &options.start_from {
@@ -188,13 +185,12 @@ fn reconsider_best(options: &TrainOptions, step: u64) -> Result<()> {
 
 /// Batches from where the run stands.
 fn loader(model: &dyn DetectionModel, options: &TrainOptions, state: RunState) -> Result<Loader> {
-    let augmentations = options.config.data_augmentation_options.iter().map(Augmentation::from_config).collect::<Result<_>>()?;
     let classes = eval::classes(model, options.label_map);
     let batch_size = options.config.batch_size() as usize;
     Loader::new(LoaderOptions {
         shuffle: options.shuffle,
         seed: state.seed,
-        augmentations,
+        augmentations: options.augmentations.clone(),
         start: state.position,
         num_threads: options.num_threads,
         prefetch: PREFETCH,

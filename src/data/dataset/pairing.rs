@@ -215,6 +215,13 @@ fn missing(tree: &Tree, wanted: &Wanted, taken: Option<(&PathBuf, &PathBuf)>) ->
 /// # Errors
 /// What is wrong and what to do, if there is none or it is not clear which.
 pub fn by_filename(tree: &Tree, filename: &str) -> Result<(usize, Option<String>), String> {
+    // To the letter, a backslash or a space at an end being one: those are letters of a name here.
+    let letters = |&&picture: &&usize| tree.pictures[picture].file_name() == Some(OsStr::new(filename));
+    let mut exact = tree.named(filename).iter().filter(letters);
+    if let (Some(&picture), None) = (exact.next(), exact.next()) {
+        return Ok((picture, None));
+    }
+    let filename = filename.trim();
     let said = filename.replace('\\', "/");
     for path in [tree.root.join(filename), tree.root.join(&said)].into_iter().chain(below(&tree.root, Path::new(&said))) {
         if let Ok(picture) = tree.pictures.binary_search(&path) {
@@ -515,7 +522,19 @@ mod tests {
     fn a_csv_file_s_filename_is_taken_letter_for_letter_wherever_that_is() {
         let folder = tempfile::tempdir().unwrap();
         let decomposed: String = "너.jpg".nfd().collect();
-        let files = ["a/x.jpg", "deep/er/x.png", "a/Y.jpg", "deep/er/y.jpg", "너.jpg", &format!("deep/{decomposed}"), "a/z.jpg"];
+        let deep = format!("deep/{decomposed}");
+        let files = [
+            "a/x.jpg",
+            "deep/er/x.png",
+            "a/Y.jpg",
+            "deep/er/y.jpg",
+            "너.jpg",
+            &deep,
+            "a/z.jpg",
+            r"a/back\slash.jpg",
+            "a/ w.jpg",
+            "w.jpg",
+        ];
         for name in files {
             let path = folder.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -530,6 +549,9 @@ mod tests {
         assert_eq!(found("y.jpg"), ("deep/er/y.jpg".to_string(), false));
         assert_eq!(found(&decomposed), (format!("deep/{decomposed}"), false));
         assert_eq!(found("너.jpg"), ("너.jpg".to_string(), false));
+        assert_eq!(found(r"back\slash.jpg"), (r"a/back\slash.jpg".to_string(), false));
+        assert_eq!(found(" w.jpg"), ("a/ w.jpg".to_string(), false));
+        assert_eq!(found("w.jpg "), ("w.jpg".to_string(), false));
         assert_eq!(found("z.png"), ("a/z.jpg".to_string(), true));
         assert_eq!(found("x.gif"), ("a/x.jpg".to_string(), true));
     }

@@ -137,8 +137,9 @@ fn parse(bytes: &[u8], name: &str) -> Result<Table> {
         }
         let field = |i: usize| row.get(columns[i]).unwrap_or_default();
         let raw_field = |i: usize| Some(field(i).to_string()).filter(|text| !text.trim().is_empty());
-        let filename = field(0).trim();
-        if filename.is_empty() {
+        // As it stands: a name may begin with a space, and tfgen's own file has it so.
+        let filename = field(0);
+        if filename.trim().is_empty() {
             table.faults.push((line, "the filename is empty; write it or remove the line".to_string()));
             continue;
         }
@@ -176,7 +177,7 @@ fn parse(bytes: &[u8], name: &str) -> Result<Table> {
     if columns.is_none() {
         bail!("`{name}`: the file is empty; its first line must be {}", COLUMNS.join(","));
     }
-    rows.retain(|rows| !rows.objects.is_empty() || !not_empty.contains(&rows.filename));
+    rows.retain(|rows| !rows.objects.is_empty() || !not_empty.contains(rows.filename.trim()));
     Ok(table)
 }
 

@@ -125,7 +125,7 @@ impl Records {
             // What a thread that panicked left is whole.
             let mut told = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
             if told.insert(name.clone()) {
-                let own = classes.ids.iter().find(|(_, own)| *own == id).map_or("no name", |(name, _)| name);
+                let own = classes.ids.iter().find(|(_, own)| *own == id).map_or("", |(name, _)| name);
                 let (path, number) = self.place(index);
                 tracing::warn!(
                     "`{}`: record {number} (`{}`): its class `{name}` is not in the label map, where its id {id} has `{own}`: its boxes count as that. If \
@@ -155,6 +155,11 @@ fn check(image: &mut LabeledImage, classes: &Classes) -> Result<()> {
             "box {i} has label id {id} (`{name}`), and num_classes is {}: ids run from 1 to num_classes; use the label map \
              that the records were made with",
             classes.count
+        );
+        ensure!(
+            classes.ids.is_empty() || classes.ids.values().any(|&known| known == id),
+            "box {i} has label id {id} (`{name}`), which no item of the label map has; use the label map that the records were made with, or \
+             add the item"
         );
         // Else a label map that was sorted anew would give every class another's name, and nobody would be told.
         let mapped = classes.ids.get(name).copied().unwrap_or(id);
