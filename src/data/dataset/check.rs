@@ -343,6 +343,12 @@ fn check_object(
             return Err(skip(format!("{low_name} and {high_name} are both {low}: the box has no area; draw it again")));
         }
     }
+    // A box within one pixel, drawn in parts of it: no hand draws that, and other tools write shares.
+    if values.iter().all(|value| (0.0..=1.0).contains(value)) && values.iter().any(|value| value.fract() != 0.0) {
+        return Err(skip(format!(
+            "its corners xmin {xmin}, ymin {ymin}, xmax {xmax}, ymax {ymax} are shares of the picture's sides, as it seems; they have to be pixels"
+        )));
+    }
     let limits = [f64::from(looked.height), f64::from(looked.width)];
     let mut clipped = Vec::new();
     for (i, (name, _)) in texts.iter().enumerate() {
@@ -451,6 +457,7 @@ mod tests {
             (["1", "20", "9", "2"], "ymin 20 is not above ymax 2"),
             (["9", "2", "9", "20"], "no area"),
             (["1.00000001", "2", "1.00000002", "20"], "so thin"),
+            (["0.1", "0.2", "0.5", "1"], "xmin 0.1, ymin 0.2, xmax 0.5, ymax 1 are shares"),
             (["1", "2", "103", "20"], "xmax 103 is 3 px outside"),
             (["-2", "2", "10", "20"], "xmin -2 is 2 px outside"),
             (["100", "2", "101", "20"], "wholly outside"),
