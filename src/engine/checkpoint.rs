@@ -245,7 +245,7 @@ pub fn load(prefix: &Path, variables: &mut Variables, values: Values) -> Result<
 pub fn resume(prefix: &Path, variables: &mut Variables, optimizer: &mut Optimizer) -> Result<(u64, Option<RunState>)> {
     let bundle = BundleReader::open(prefix)?;
     load_variables(&bundle, prefix, variables, Values::Trained).map_err(|error| match bundle.verify() {
-        Ok(()) => anyhow!("{error:#} Put them back, or start anew with --reset"),
+        Ok(()) => anyhow!("{error:#} Put back what was changed, or start anew with --reset"),
         Err(_) => error,
     })?;
     let read = |name: &str| bundle.get(name).map(|_| bundle.read_f32(name)).transpose();
