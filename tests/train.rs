@@ -63,11 +63,27 @@ fn a_resumed_run_ends_with_the_very_bytes_of_an_uninterrupted_one() {
     let resumed = trained(parts.path(), &["-s", "6", "-n", "3", "-e", "False", "--seed", "8", "--loader_threads", "3"]);
     let said = String::from_utf8_lossy(&resumed.stderr).into_owned();
     assert!(said.contains("--seed 8 is not heeded") && said.contains("with its own, 7"), "{said}");
+    assert!(!said.contains("the training records are others"), "{said}");
     assert_eq!(fs::read(checkpoint(whole.path(), 6)).unwrap(), fs::read(checkpoint(parts.path(), 6)).unwrap());
 
     let other = project();
     trained(other.path(), &["-s", "6", "-n", "3", "-e", "False", "--seed", "8"]);
     assert_ne!(fs::read(checkpoint(whole.path(), 6)).unwrap(), fs::read(checkpoint(other.path(), 6)).unwrap());
+}
+
+#[test]
+fn a_run_that_goes_on_with_another_split_is_told() {
+    let folder = project();
+    let records = ["train", "validate"].map(|side| folder.path().join(format!("dataset/{side}.record")));
+    trained(folder.path(), &["-s", "1", "-e", "False"]);
+    let between = folder.path().join("dataset/between");
+    for (from, to) in [(&records[0], &between), (&records[1], &records[0]), (&between, &records[1])] {
+        fs::rename(from, to).unwrap();
+    }
+    let said = |steps: &str| String::from_utf8(trained(folder.path(), &["-s", steps, "-e", "False"]).stderr).unwrap();
+    assert!(said("2").contains("the training records are others than up to step 1"));
+    // Those are its records now.
+    assert!(!said("3").contains("the training records are others"));
 }
 
 #[test]

@@ -137,6 +137,11 @@ impl Loader {
         self.feed.pictures
     }
 
+    /// See [`Records::fingerprint`].
+    pub fn fingerprint(&self) -> u64 {
+        self.feed.fingerprint
+    }
+
     /// The next batch; always full, going on into the next pass where one ends.
     ///
     /// # Errors
@@ -185,6 +190,7 @@ struct Feed {
     stop: Stop<Prepared>,
     assembler: Option<JoinHandle<()>>,
     pictures: usize,
+    fingerprint: u64,
 }
 
 impl Feed {
@@ -200,6 +206,7 @@ impl Feed {
             options.batch_size
         );
         let records = Records::open(&options.records)?;
+        let fingerprint = records.fingerprint();
         let order = Order::new(records.count(), options.seed, options.shuffle);
         let len = order.count();
         let start = match options.start {
@@ -244,7 +251,7 @@ impl Feed {
             .name("loader-batch".into())
             .spawn(assemble)
             .context("a loader thread cannot be started")?;
-        Ok(Self { batches: Some(batches), stop, assembler: Some(assembler), pictures: len as usize })
+        Ok(Self { batches: Some(batches), stop, assembler: Some(assembler), pictures: len as usize, fingerprint })
     }
 
     fn take(&mut self) -> Option<Result<Batch>> {

@@ -120,6 +120,9 @@ pub struct RunState {
     pub seed: u64,
     /// Where the loader goes on.
     pub position: Position,
+    /// Which pictures it was trained on last (`Records::fingerprint`); earlier versions did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub records: Option<u64>,
 }
 
 /// Writes `folder/model.ckpt-<step>` and all beside it, makes it the folder's latest, and deletes what is older than the last five and not

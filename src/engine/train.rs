@@ -113,7 +113,7 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions, begin: impl FnO
         !options.averages || optimizer.keeps_averages(),
         "eval_config.use_moving_averages: true, and train_config.optimizer.use_moving_average: false keeps none; set both alike"
     );
-    let mut state = RunState { seed: options.seed, position: Position::default() };
+    let mut state = RunState { seed: options.seed, position: Position::default(), records: None };
     let mut step = 0;
     if let Some(prefix) = &options.resume_from {
         let resumed = checkpoint::resume(prefix, &mut variables, &mut optimizer);
@@ -129,6 +129,16 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions, begin: impl FnO
         tracing::warn!("no pretrained weights: training starts from random values, as asked");
     }
     let mut loader = if step < options.num_steps { Some(loader(model, options, state)?) } else { None };
+    if let Some(loader) = &loader {
+        let now = loader.fingerprint();
+        if state.records.is_some_and(|before| before != now) {
+            tracing::warn!(
+                "the training records are others than up to step {step}: if the pictures were split anew, some that it has learnt may be among \
+                 those that it is evaluated on, and its mAP too good; --reset starts anew"
+            );
+        }
+        state.records = Some(now);
+    }
     let first_batch = loader.as_mut().map(Loader::next).transpose()?;
     if loader.is_some() {
         begin()?;
