@@ -51,8 +51,9 @@ impl Header {
         matches!(self.process, 0xC9 | 0xCA)
     }
 
-    /// 8 x 8 blocks that a bit of data can stand for at most. Huffman coding gives each one bit or more, and the finest component has at least
-    /// a quarter of the blocks that the picture would have at full size; arithmetic coding spends some thousandths of a bit where all is flat.
+    /// 8 x 8 blocks of the picture that a bit of the file can stand for at most. Huffman coding gives a block one bit or more, and the finest
+    /// component has at least a quarter of the blocks that the picture would have at full size. Arithmetic coding spends next to nothing where all
+    /// is flat, but a file's headers alone then allow for any picture that there is.
     fn blocks_a_bit(&self) -> usize {
         if self.is_arithmetic() { 4096 } else { 4 }
     }
@@ -217,7 +218,7 @@ pub fn decode(bytes: &[u8], dct: Dct) -> Result<(usize, usize, Vec<u8>)> {
             header.process - 0xC0
         );
     }
-    // A damaged header would only cost memory and time.
+    // A damaged header would only cost memory and time, at more blocks than the data can stand for.
     if header.width.div_ceil(8) * header.height.div_ceil(8) / header.blocks_a_bit() > bytes.len() * 8 {
         bail!(
             "the JPEG's {} bytes cannot hold its {} x {} pixels; the file is truncated or its header damaged, copy it again",
