@@ -116,6 +116,19 @@ def onnx(folder):
     return lambda pictures: session.run(OUTPUTS, {"image_tensor": pictures})
 
 
+def openvino(folder):
+    """model.onnx in another runtime."""
+    from openvino import Core
+
+    model = Core().compile_model(os.path.join(folder, "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(pictures):
+        found = model(pictures)
+        return [found[name] for name in OUTPUTS]
+
+    return run
+
+
 def torchscript(folder):
     """The file alone: PyTorch without torchvision, and nothing of odh's."""
     model = torch.jit.load(os.path.join(folder, "model.torchscript.pt"))
@@ -127,7 +140,8 @@ def torchscript(folder):
 
 
 FORMATS = {"frozen_graph": frozen_graph, "saved_model": saved_model, "onnx": onnx, "torchscript": torchscript}
-FILES = {"frozen_graph": "frozen_inference_graph.pb", "saved_model": "saved_model/saved_model.pb", "onnx": "model.onnx", "torchscript": "model.torchscript.pt"}
+RUNTIMES = {**FORMATS, "openvino": openvino}
+FILES = {"openvino": "model.onnx", "frozen_graph": "frozen_inference_graph.pb", "saved_model": "saved_model/saved_model.pb", "onnx": "model.onnx", "torchscript": "model.torchscript.pt"}
 
 
 def decode(path):
@@ -235,7 +249,7 @@ def main():
     parser.add_argument("--pictures", required=True, help="a folder")
     parser.add_argument("--zoo", help="a folder of pretrained models")
     parser.add_argument("--config", help="a pipeline config in place of the models' own, with weights made from names")
-    parser.add_argument("--formats", default=",".join(FORMATS))
+    parser.add_argument("--formats", default=",".join(FORMATS), help="of them and openvino, which reads the file of onnx")
     parser.add_argument("--bin", default=os.path.join(os.path.dirname(__file__), "../../target/release"), help="where odh and examples/ are")
     parser.add_argument("--min_score", type=float, default=0.05)
     parser.add_argument("--tolerance", type=float, default=1e-4)
@@ -261,7 +275,7 @@ def main():
             if args.config:
                 which = ["--checkpoint", os.path.join(zoo, os.listdir(zoo)[0], "model.ckpt")]
             # The frozen graph in any case: it settles what differs in the others.
-            odh("odh", "export", *which, "--output_dir", "exported", "--format", ",".join({*formats, "frozen_graph"}), cwd=work)
+            odh("odh", "export", *which, "--output_dir", "exported", "--format", ",".join({f.replace("openvino", "onnx") for f in formats} | {"frozen_graph"}), cwd=work)
             expected = {}
             folders = [os.path.abspath(args.pictures)]
             if args.sizes:
@@ -277,7 +291,7 @@ def main():
             for name in formats:
                 folder = os.path.join(work, "exported")
                 size = os.path.getsize(os.path.join(folder, FILES[name])) / 1e6
-                run = FORMATS[name](folder)
+                run = RUNTIMES[name](folder)
                 score, box, found, moves, times, over = 0.0, 0.0, 0, 0, [], []
                 for picture, entry in expected.items():
                     pixels = decode(picture)[None]

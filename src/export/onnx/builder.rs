@@ -154,22 +154,30 @@ impl Builder {
 
     /// What `build` gives for each element of the first dimension of `over`, one below the other; all of one shape.
     ///
-    /// * `over`: floats `[elements, ...]`. `build`: is given `[...]`, and may read what stands outside.
+    /// A Loop, as OpenVINO knows no Scan that reads what stands outside.
+    ///
+    /// * `over`: `[elements, ...]`. `build`: is given `[...]`, and may read what stands outside.
     /// * `kinds`: of the results.
     pub fn for_each(
         &mut self,
         name: &str,
-        over: Value,
+        (over, elements): (Value, i64),
         kinds: &[DataType],
         build: impl FnOnce(&mut Self, Value) -> Vec<Value>,
     ) -> Vec<Value> {
+        let [count, always] =
+            self.within(name, |b| [b.int("count", elements), b.constant("always", DataType::Bool, (&[], 1), vec![1])]);
         let body = self.within(name, |b| {
-            let element = b.name("element");
-            let info = value_info(&b.names[element.0], DataType::Float, None);
-            b.branch("body", vec![info], kinds, |b| build(b, element))
+            let [number, going] = ["number", "going"].map(|part| b.name(part));
+            let info = |value: Value, kind| value_info(&b.names[value.0], kind, Some(&[]));
+            let inputs = vec![info(number, DataType::Int64), info(going, DataType::Bool)];
+            let kinds = [&[DataType::Bool], kinds].concat();
+            b.branch("body", inputs, &kinds, |b| {
+                let element = b.op("element", "Gather", &[over, number], &[Attribute::int("axis", 0)]);
+                [vec![going], build(b, element)].concat()
+            })
         });
-        let attributes = [Attribute::graph("body", body), Attribute::int("num_scan_inputs", 1)];
-        self.ops(name, "Scan", &[over], &attributes, kinds.len())
+        self.ops(name, "Loop", &[count, always], &[Attribute::graph("body", body)], kinds.len())
     }
 
     fn branch(
@@ -268,19 +276,21 @@ mod tests {
     #[test]
     fn what_is_done_for_each_element_is_a_graph_of_its_own_with_its_constants() {
         let mut b = Builder::new();
-        let x = b.input("x", DataType::Float, &[Side::Named("n"), Side::Known(4)]);
-        let y = b.for_each("Each", x, &[DataType::Float], |b, element| {
+        let x = b.input("x", DataType::Float, &[Side::Known(3), Side::Known(4)]);
+        let y = b.for_each("Each", (x, 3), &[DataType::Float], |b, element| {
             let two = b.float("two", 2.0);
             vec![b.op("mul", "Mul", &[element, two], &[])]
         });
-        b.output("y", y[0], DataType::Float, &[Side::Named("n"), Side::Known(4)]);
+        b.output("y", y[0], DataType::Float, &[Side::Known(3), Side::Known(4)]);
         let graph = b.finish("test", &[]).graph.unwrap();
-        assert_eq!(graph.node.iter().map(|n| n.op_type()).collect::<Vec<_>>(), ["Scan", "Identity"]);
-        assert_eq!(graph.node[0].input, ["x"]);
+        assert_eq!(graph.node.iter().map(|n| n.op_type()).collect::<Vec<_>>(), ["Loop", "Identity"]);
+        assert_eq!(graph.node[0].input, ["Each/count", "Each/always"]);
+        assert_eq!(graph.initializer.iter().map(|c| c.name()).collect::<Vec<_>>(), ["Each/count", "Each/always"]);
         let body = graph.node[0].attribute[0].g.as_ref().unwrap();
-        assert_eq!((body.input.len(), body.output.len()), (1, 1));
-        assert_eq!(body.node[0].input, [body.input[0].name(), "Each/body/two"]);
+        assert_eq!((body.input.len(), body.output.len()), (2, 2));
+        assert_eq!(body.node[0].input, ["x", body.input[0].name()]);
+        assert_eq!(body.node[1].input, [body.node[0].output[0].as_str(), "Each/body/two"]);
+        assert_eq!(body.node[2].input, [body.input[1].name()]); // goes on to the last element
         assert_eq!(body.initializer[0].name(), "Each/body/two");
-        assert!(graph.initializer.is_empty());
     }
 }

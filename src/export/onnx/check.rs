@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::proto::onnx::tensor_proto::DataType;
 use crate::proto::onnx::{GraphProto, ModelProto};
 
 /// The operators that odh writes, all of ONNX's default domain at opset 17.
@@ -12,10 +13,14 @@ use crate::proto::onnx::{GraphProto, ModelProto};
 #[rustfmt::skip]
 const OPERATORS: &[&str] = &[
     "Abs", "Add", "And", "AveragePool", "Cast", "Clip", "Concat", "Conv", "Div", "Exp", "Expand", "Floor", "Gather", "GatherND", "Gemm",
-    "Greater", "GreaterOrEqual", "GridSample", "Identity", "If", "Less", "LessOrEqual", "MatMul", "Max", "MaxPool", "Min", "Mul", "NonMaxSuppression",
+    "Greater", "GreaterOrEqual", "GridSample", "Identity", "If", "Less", "LessOrEqual", "Loop", "MatMul", "Max", "MaxPool", "Min", "Mul", "NonMaxSuppression",
     "Pad", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Relu", "Reshape", "Round",
-    "Scan", "ScatterND", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sub", "TopK", "Transpose", "Unsqueeze", "Where",
+    "ScatterND", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "Sub", "TopK", "Transpose", "Unsqueeze", "Where",
 ];
+
+const FLOAT: i32 = DataType::Float as i32;
+const INT64: i32 = DataType::Int64 as i32;
+const BOOL: i32 = DataType::Bool as i32;
 
 /// Checks the whole model.
 ///
@@ -34,7 +39,13 @@ fn check_graph<'a>(graph: &'a GraphProto, given: &mut HashSet<&'a str>) -> Resul
     for constant in &graph.initializer {
         let elements: i64 = constant.dims.iter().product();
         let (bytes, of) = (constant.raw_data().len() as i64, constant.name());
-        ensure!(elements * 4 == bytes || elements * 8 == bytes, "{of} has {bytes} bytes for {elements} elements");
+        let bytes_each = match constant.data_type() {
+            FLOAT => 4,
+            INT64 => 8,
+            BOOL => 1,
+            kind => bail!("{of} is of data type {kind}, which odh does not write"),
+        };
+        ensure!(elements * bytes_each == bytes, "{of} has {bytes} bytes for {elements} elements");
         ensure!(given.insert(of), "{of} is given twice");
     }
     for node in &graph.node {
@@ -61,7 +72,6 @@ fn check_graph<'a>(graph: &'a GraphProto, given: &mut HashSet<&'a str>) -> Resul
 mod tests {
     use super::*;
     use crate::export::onnx::builder::{Builder, Side};
-    use crate::proto::onnx::tensor_proto::DataType;
 
     fn model(change: impl FnOnce(&mut GraphProto)) -> ModelProto {
         let mut b = Builder::new();

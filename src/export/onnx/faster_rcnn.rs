@@ -258,7 +258,7 @@ fn for_each_part(
         (grids, maps)
     });
     let mut result = Ok(());
-    let found = b.for_each("SecondStage", grids, &[DataType::Float; 2], |b, grid| {
+    let found = b.for_each("SecondStage", (grids, parts), &[DataType::Float; 2], |b, grid| {
         let crops: Vec<(NodeId, Value)> = b.within("CropAndResize", |b| {
             let crop = |map| crop_and_resize(b, map, grid, [at_once, cropped.channels, side / cropped.pool, cropped.pool]);
             cropped.nodes.iter().copied().zip(maps.into_iter().map(crop)).collect()

@@ -56,7 +56,8 @@ pub fn concat(b: &mut Builder, name: &str, parts: &[Value], axis: i64) -> Value 
 
 /// 0 to `count - 1`, integers; `count` is a row of one.
 pub fn range(b: &mut Builder, name: &str, count: Value) -> Value {
-    let count = reshape(b, &format!("{name}/count"), count, &[]);
+    let axis = b.ints(&format!("{name}/axis"), &[1], &[0]);
+    let count = b.op(&format!("{name}/count"), "Squeeze", &[count, axis], &[]);
     let (zero, one) = (b.int(&format!("{name}/start"), 0), b.int(&format!("{name}/delta"), 1));
     b.op(name, "Range", &[zero, count, one], &[])
 }
