@@ -32,7 +32,7 @@ use odh::net::exec::{self, Inference, MovingUpdate};
 use odh::net::graph::Regularizer;
 use odh::net::variables::{Variables, values_in_tensorflow_layout};
 use odh::proto::object_detection::protos as pb;
-use reference::{Golden, nhwc, rows, set_regenerated_weights, values};
+use reference::{Golden, nhwc, rows, set_regenerated_weights, values, with_outputs};
 use tch::{Device, Kind, Tensor};
 
 fn main() -> Result<()> {
@@ -267,8 +267,9 @@ fn detections(golden: &Golden, mine: &Detections, report: &mut Report) {
 fn ssd_inference(golden: &Golden, model: &Ssd, weights: &Variables, pictures: &Pictures, report: &mut Report) -> Result<()> {
     let preprocessed = Ssd::preprocess(&pictures.pixels)?;
     report.tensor(golden, "preprocessed", "i/preprocessed", &nhwc(&preprocessed), 1e-6);
-    let outputs = tch::no_grad(|| Inference::new(model.graph(), weights)?.run(&preprocessed))?;
-    for i in 0..model.per_cell().len() {
+    let graph = with_outputs(model.graph(), "feature_map", model.feature_maps());
+    let outputs = tch::no_grad(|| Inference::new(&graph, weights)?.run(&preprocessed))?;
+    for i in 0..model.feature_maps().len() {
         let map = nhwc(&outputs[&format!("feature_map_{i}")]);
         report.tensor(golden, "maps", &format!("i/pred/feature_maps/{i}"), &map, 2e-5);
     }
@@ -429,7 +430,7 @@ fn faster_rcnn_inference(
     report.tensor(golden, "rpn", "i/pred/rpn_objectness_predictions_with_background", &objectness, 2e-5);
     let proposals = &model.rpn().proposals(&first)?[0];
     let expected = regions(golden, "i", &pictures.frame);
-    same_boxes("proposals", &proposals.boxes_px, &expected.boxes_px, report);
+    same_boxes("proposals", proposals, &expected.boxes_px, report);
     let classifier = model.classifier();
     let second = Inference::new(&classifier.graph, weights)?;
     let classified = tch::no_grad(|| classifier.classify_in_parts(&first.map, &expected, |input| second.run(input)))?;

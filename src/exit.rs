@@ -3,8 +3,6 @@
 
 use std::fmt;
 
-use crate::net::shim;
-
 /// A failure with its exit code.
 #[derive(Debug)]
 struct Coded {
@@ -57,9 +55,12 @@ pub fn causes(error: &anyhow::Error) -> Vec<String> {
 
 /// What an error says, without libtorch's C++ frames, and with advice where memory ran out.
 fn as_told(error: &str) -> String {
-    let text = shim::plain(error);
+    let text = plain(error);
     if let Some(line) = text.lines().find(|line| line.contains("DefaultCPUAllocator")) {
-        return format!("{}; a smaller --batch_size or smaller pictures (image_resizer) need less", line.trim_end_matches('.'));
+        return format!(
+            "{}; a smaller --batch_size in training, or smaller pictures (image_resizer), need less",
+            line.trim_end_matches('.')
+        );
     }
     // libtorch's own allocator and the driver; cuBLAS and cuDNN.
     let signs = ["out of memory", "STATUS_ALLOC_FAILED"];
@@ -70,6 +71,13 @@ fn as_told(error: &str) -> String {
         ),
         None => text.to_string(),
     }
+}
+
+/// What libtorch says, without the C++ frames that it may append, and without the source of a TorchScript in which it happened.
+fn plain(message: &str) -> &str {
+    let text = message.split("\nException raised from ").next().unwrap_or_default().trim_end();
+    let within = text.contains("Traceback of TorchScript");
+    text.rsplit_once("\nRuntimeError: ").filter(|_| within).map_or(text, |(_, said)| said)
 }
 
 #[cfg(test)]
@@ -92,6 +100,18 @@ mod tests {
             Err::<(), _>(std::io::Error::other("disk on fire")).context("cannot read a.xml").context("tfgen").unwrap_err();
         assert_eq!(causes(&error), ["tfgen", "cannot read a.xml", "disk on fire"]);
         assert_eq!(causes(&anyhow::anyhow!("a: b").context("c: a: b")), ["c: a: b"]);
+    }
+
+    #[test]
+    fn libtorchs_message_is_told_without_its_frames() {
+        let flat = tch::Tensor::zeros([6], (tch::Kind::Float, tch::Device::Cpu));
+        let message = flat.f_view([4, 2]).unwrap_err().to_string();
+        assert!(message.contains("frame #"), "{message}");
+        assert_eq!(plain(&message), "Internal torch error: shape '[4, 2]' is invalid for input of size 6");
+        assert_eq!(plain("as it is"), "as it is");
+        let script = "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript, serialized code (most recent call \
+                      last):\n  File \"code/x.py\", line 9, in detect\n    y = torch.conv2d(x)\n        ~~~ <--- HERE\nRuntimeError: Kernel size";
+        assert_eq!(plain(&format!("{script}\nException raised from f at g.cpp:1")), "Kernel size");
     }
 
     #[test]

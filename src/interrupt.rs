@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+use crate::exit;
+
 unsafe extern "C" {
     /// POSIX: ends the process without running what was left for its end.
     safe fn _exit(status: c_int) -> !;
@@ -40,6 +42,14 @@ pub fn watch() -> &'static AtomicBool {
         }
     });
     &REQUESTED
+}
+
+/// Ends what is done in steps if Ctrl-C was pressed since [`watch`].
+///
+/// # Errors
+/// If it was: exit code 130, and what `message` says.
+pub fn check(message: impl FnOnce() -> String) -> anyhow::Result<()> {
+    if requested() { Err(exit::interrupted(message())) } else { Ok(()) }
 }
 
 /// Whether Ctrl-C was pressed since [`watch`].

@@ -22,10 +22,12 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::wording::without_controls;
+
 /// Target of events that the terminal has already shown another way and that only process.log takes.
 pub const FILE_ONLY: &str = "odh::process_log";
 
-const FILE_NAME: &str = "process.log";
+pub const FILE_NAME: &str = "process.log";
 
 /// A severity as Python's `logging` numbers it: DEBUG 10, INFO 20, WARNING 30, ERROR 40, CRITICAL 50.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -243,7 +245,6 @@ pub fn print_line(line: fmt::Arguments<'_>) {
 /// `println!` for results: never panics on a closed pipe and leaves progress bars whole.
 #[macro_export]
 macro_rules! outln {
-    () => { $crate::logging::print_line(format_args!("")) };
     ($($arg:tt)*) => { $crate::logging::print_line(format_args!($($arg)*)) };
 }
 
@@ -253,18 +254,6 @@ pub fn say(line: &str) {
     progress().suspend(|| {
         let _ = writeln!(io::stderr().lock(), "{line}");
     });
-}
-
-/// Messages quote what others wrote: file names, servers' answers. None of it may move a terminal's cursor or break a line of the record.
-fn without_controls(text: &str, kept: &[char]) -> String {
-    let mut plain = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c.is_control() && !kept.contains(&c) {
-            true => plain.extend(c.escape_default()),
-            false => plain.push(c),
-        }
-    }
-    plain
 }
 
 /// The layer that takes tracing's events.

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use odh::data::image::{check_structure, decode, decode_accurate, resize_bilinear, size, sniff};
+use odh::data::image::{check_structure, decode, decode_accurate, size, sniff};
+use odh::data::resize::resize_bilinear;
 use sha2::{Digest, Sha256};
 
 mod common;

@@ -16,5 +16,5 @@ fn the_demo_config_loads_and_every_field_of_it_counts() {
     assert!(idle.is_empty(), "{idle:?}");
     let labels = LabelMap::load(&root.join("label_map.pbtxt")).unwrap();
     let Some(detection_model::Model::Ssd(ssd)) = config.model.unwrap().model else { panic!("not an SSD") };
-    assert_eq!(ssd.num_classes() as u32, labels.num_classes());
+    assert_eq!(ssd.num_classes() as u32, labels.max_id());
 }

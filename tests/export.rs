@@ -1,5 +1,8 @@
 //! Exports: the frozen graph's structure and numbers, and the folder that takes its place whole.
 
+#[path = "common/project.rs"]
+mod project;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,6 +22,7 @@ use odh::net::variables::Variables;
 use odh::proto::object_detection::protos as pb;
 use odh::proto::tensorflow::attr_value::Value as Attr;
 use odh::proto::tensorflow::{DataType, GraphDef, NodeDef};
+use project::names;
 use prost::Message;
 use tch::{Device, Kind, Tensor};
 
@@ -252,12 +256,6 @@ fn checkpoint(folder: &Path, classes: i32) -> PathBuf {
     tensors.push(("global_step".into(), TensorData::from_i64(&[], &[42])));
     tensor_bundle::write(&prefix, tensors.iter().map(|(n, t)| (n.as_str(), t.clone()))).unwrap();
     prefix
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 const FILES: [&str; 11] = [

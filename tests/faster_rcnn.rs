@@ -1,13 +1,14 @@
 //! Faster R-CNN and R-FCN beyond the reference's own configs: batches, other parts and settings, and `odh train` as its user runs it.
 
 mod common;
+#[path = "common/project.rs"]
+mod project;
 #[allow(dead_code)]
 #[path = "common/reference.rs"]
 mod reference;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use common::{seeded, zoo_config};
 use odh::config::pipeline;
@@ -21,6 +22,7 @@ use odh::models::{DetectionModel, Losses, StepContext, from_config};
 use odh::net::exec;
 use odh::net::variables::Variables;
 use odh::proto::object_detection::protos as pb;
+use project::{odh, sample_project};
 use reference::set_regenerated_weights;
 use tch::{Device, Kind, Tensor};
 
@@ -409,25 +411,13 @@ fn the_parts_that_are_not_there_are_refused_by_name() {
     }
 }
 
-fn odh(folder: &Path, args: &[&str]) -> String {
-    let output = Command::new(assert_cmd::cargo::cargo_bin!("odh")).current_dir(folder).args(args).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{args:?}: {text}");
-    text
-}
-
 /// Pictures with their records and the small config, which keeps their aspect.
 fn project() -> tempfile::TempDir {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = tempfile::tempdir().unwrap();
-    fs::copy(root.join("label_map.pbtxt"), folder.path().join("label_map.pbtxt")).unwrap();
     let mut config = small();
     let size = pb::KeepAspectRatioResizer { min_dimension: Some(80), max_dimension: Some(112), ..Default::default() };
     let resizer = part(&mut config).image_resizer.as_mut().unwrap();
     resizer.image_resizer_oneof = Some(pb::image_resizer::ImageResizerOneof::KeepAspectRatioResizer(size));
-    fs::write(folder.path().join("small.config"), pipeline::to_text(&config)).unwrap();
-    odh(folder.path(), &["tfgen", "-i", root.join("images").to_str().unwrap()]);
-    folder
+    sample_project("small.config", &pipeline::to_text(&config))
 }
 
 #[test]

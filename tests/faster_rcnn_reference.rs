@@ -17,11 +17,9 @@ use odh::models::pictures::{Frame, Pictures};
 use odh::models::rpn::{FirstStage, Phase};
 use odh::models::{DetectionModel, StepContext};
 use odh::net::exec::{self, Inference};
-use odh::net::graph::Graph;
 use odh::net::variables::{Variables, values_in_tensorflow_layout};
 use odh::proto::object_detection::protos as pb;
-use reference::{Golden, nhwc, rows, set_regenerated_weights, values, variable_table};
-use std::sync::Arc;
+use reference::{Golden, nhwc, rows, set_regenerated_weights, values, variable_table, with_outputs};
 use tch::{Device, Kind, Tensor};
 
 /// A model of the reference.
@@ -143,13 +141,6 @@ fn picture(model: &FasterRcnn, name: &str) -> Option<Tensor> {
     Some(Tensor::from_slice(&resized.pixels).view([1, height as i64, width as i64, 3]))
 }
 
-/// The graph, with one more of its nodes as an output.
-fn with_output(graph: &Graph, name: &str, node: odh::net::graph::NodeId) -> Arc<Graph> {
-    let mut graph = graph.clone();
-    graph.output(name, node);
-    Arc::new(graph)
-}
-
 /// That at most 2 % of `golden` (or one: scores near 1 tie but for their last bit) have no box of `mine` within a tenth of a pixel.
 fn same_boxes(what: &str, mine: &[BBox], golden: &[BBox]) {
     assert_eq!(mine.len(), golden.len(), "{what}");
@@ -226,10 +217,10 @@ fn inference(m: &Model) {
 
         let preprocessed = model.preprocess(&images).unwrap();
         close("preprocessed", &nhwc(&preprocessed), 1e-6);
-        let graph = with_output(model.first_graph(), "features", model.rpn_features());
+        let graph = with_outputs(model.first_graph(), "features", &[model.rpn_features()]);
         let outputs = Inference::new(&graph, &variables).unwrap().run(&preprocessed).unwrap();
         close("pred/rpn_features_to_crop", &nhwc(&outputs["map"]), m.raw);
-        close("pred/rpn_box_predictor_features", &nhwc(&outputs["features"]), m.raw);
+        close("pred/rpn_box_predictor_features", &nhwc(&outputs["features_0"]), m.raw);
         let size = images.size();
         let picture_px = [size[1] as usize, size[2] as usize];
         let frame = Frame::whole(picture_px, 1);
@@ -238,20 +229,20 @@ fn inference(m: &Model) {
         close("pred/rpn_box_encodings", &values(&first.box_encodings), m.raw);
         close("pred/rpn_objectness_predictions_with_background", &values(&first.objectness), m.raw);
         let proposals = &model.rpn().proposals(&first).unwrap()[0];
-        same_boxes(&format!("{what}: proposals"), &proposals.boxes_px, &rows(&golden.f32("pred/proposal_boxes")));
+        same_boxes(&format!("{what}: proposals"), proposals, &rows(&golden.f32("pred/proposal_boxes")));
 
         same_boxes_of_fewer_proposals(m.name, &first, &golden);
 
         // The second stage, fed with the golden proposals.
         let classifier = model.classifier();
         let regions = golden_regions(&golden, &frame);
-        let graph = with_output(&classifier.graph, "features", classifier.features);
+        let graph = with_outputs(&classifier.graph, "features", &[classifier.features]);
         let second = Inference::new(&graph, &variables).unwrap();
         let mut features = Vec::new();
         let classified = classifier
             .classify_in_parts(&first.map, &regions, |input| {
                 let outputs = second.run(input)?;
-                features.push(outputs["features"].shallow_clone());
+                features.push(outputs["features_0"].shallow_clone());
                 Ok(outputs)
             })
             .unwrap();
@@ -275,8 +266,8 @@ fn same_boxes_of_fewer_proposals(parent: &str, first: &FirstStage, golden: &Gold
     }
     let low = faster_rcnn(&name, 90, None);
     let proposals = &low.rpn().proposals(first).unwrap()[0];
-    assert_eq!(proposals.boxes_px.len(), 20, "{name}");
-    same_boxes(&name, &proposals.boxes_px, &rows(&golden.f32("pred/proposal_boxes"))[..20]);
+    assert_eq!(proposals.len(), 20, "{name}");
+    same_boxes(&name, proposals, &rows(&golden.f32("pred/proposal_boxes"))[..20]);
 }
 
 /// The proposals of a golden file, all of one picture.
@@ -335,7 +326,7 @@ fn training_step(m: &Model) {
     close("pred/rpn_box_encodings", &values(&first.box_encodings), m.raw);
     close("pred/rpn_objectness_predictions_with_background", &values(&first.objectness), m.raw);
     let proposals = model.rpn().proposals(&first).unwrap();
-    same_boxes("proposals", &proposals[0].boxes_px, &rows(&golden.f32("rec/proposals300/boxes")));
+    same_boxes("proposals", &proposals[0], &rows(&golden.f32("rec/proposals300/boxes")));
     let rpn_loss = model.rpn().loss(&first, &truth_px, &mut Shuffle::Identity).unwrap();
     close("rec/assign0/reg_targets", &rpn_loss.targets[0].codes, 1e-5);
     close("rec/assign0/reg_weights", &rpn_loss.targets[0].box_weights, 0.0);

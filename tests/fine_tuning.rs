@@ -2,25 +2,22 @@
 //! `cargo test --release --test fine_tuning -- --ignored`).
 
 mod common;
+#[path = "common/project.rs"]
+mod project;
 #[allow(dead_code)]
 #[path = "common/reference.rs"]
 mod reference;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use odh::config::zoo;
 use odh::engine::checkpoint;
 use odh::models;
 use odh::net::variables::Variables;
+use project::odh;
 use reference::set_regenerated_weights;
 use tch::Device;
-
-fn odh(folder: &Path, args: &[&str]) {
-    let ran = Command::new(assert_cmd::cargo::cargo_bin!("odh")).current_dir(folder).args(args).output().unwrap();
-    assert!(ran.status.success(), "odh {args:?}: {}", String::from_utf8_lossy(&ran.stderr));
-}
 
 /// The mean losses of the first and the last 20 of 200 steps on the raccoon photos' fixed split, then an evaluation and an export.
 fn first_and_last(name: &str, more: &[&str]) -> Option<[f64; 2]> {

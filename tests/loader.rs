@@ -125,7 +125,6 @@ fn every_pass_holds_every_picture_once_in_a_new_order() {
     let folder = tempfile::tempdir().unwrap();
     let path = dataset(folder.path(), 12);
     let mut loader = Loader::new(training(&path, 4)).unwrap();
-    assert_eq!(loader.pictures(), 12);
     let mut passes = Vec::new();
     for epoch in 1..=3 {
         let mut names = Vec::new();

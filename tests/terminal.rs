@@ -1,5 +1,8 @@
 //! odh at a terminal: its questions and how they are answered, its live line, and Ctrl-C as a key.
 
+#[path = "common/project.rs"]
+mod project;
+
 use std::ffi::{CStr, c_char, c_int, c_ulong};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -10,9 +13,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
+use project::{ROOT, names, tiny_project};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// For whatever a test waits for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -156,12 +158,6 @@ impl Terminal {
 const CTRL_C: &str = "\x03";
 const CTRL_D: &str = "\x04";
 
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
 fn tfgen(folder: &Path) -> Terminal {
     let mut terminal = Terminal::open(folder, 80, &["tfgen", "-i", &format!("{ROOT}/images")]).unwrap();
     terminal.wait_for("Write it with these? [Y/n] ");
@@ -197,20 +193,9 @@ fn nothing_is_written_on_no_at_the_inputs_end_and_on_ctrl_c() {
     }
 }
 
-/// A folder with records of the sample pictures, their label map and a small config.
-fn project() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let root = Path::new(ROOT);
-    fs::copy(root.join("label_map.pbtxt"), folder.path().join("label_map.pbtxt")).unwrap();
-    fs::copy(root.join("tests/fixtures/tiny.config"), folder.path().join("tiny.config")).unwrap();
-    let mut tfgen = Command::new(assert_cmd::cargo::cargo_bin!("odh"));
-    assert!(tfgen.current_dir(folder.path()).args(["tfgen", "-i"]).arg(root.join("images")).output().unwrap().status.success());
-    folder
-}
-
 #[test]
 fn train_asks_for_the_model_with_the_old_menu_and_for_the_steps_until_both_make_sense() {
-    let folder = project();
+    let folder = tiny_project();
     let mut terminal = Terminal::open(folder.path(), 80, &["train", "--device", "cpu"]).unwrap();
     terminal.wait_for("13. faster_rcnn_nas_lowproposals_coco");
     for (answer, said) in [
@@ -245,7 +230,7 @@ const TRAIN: &[&str] =
 
 #[test]
 fn the_live_line_is_one_line_on_narrow_and_wide_terminals() {
-    let folder = project();
+    let folder = tiny_project();
     for columns in [20, 40, 80, 200] {
         let steps = ["-r", "-s", "12", "-e", "False"];
         let (status, text) = Terminal::open(folder.path(), columns, &[TRAIN, &steps].concat()).unwrap().end();
@@ -264,7 +249,7 @@ fn the_live_line_is_one_line_on_narrow_and_wide_terminals() {
 /// As where a window is closed: SIGHUP, and what is written to the terminal fails.
 #[test]
 fn a_terminal_that_goes_away_ends_a_training_as_ctrl_c_does_or_not_at_all() {
-    let folder = project();
+    let folder = tiny_project();
     for ignored in [false, true] {
         let steps = if ignored { "60" } else { "100000" };
         let arguments = [TRAIN, &["-r", "-e", "False", "-log_level", "DEBUG", "-s", steps]].concat();
@@ -280,7 +265,7 @@ fn a_terminal_that_goes_away_ends_a_training_as_ctrl_c_does_or_not_at_all() {
 
 #[test]
 fn ctrl_c_saves_and_ends_with_130_also_while_it_evaluates() {
-    let folder = project();
+    let folder = tiny_project();
     for more in [&["-e", "False"][..], &["-n", "1"]] {
         let mut terminal = Terminal::open(folder.path(), 80, &[TRAIN, &["-r", "-s", "100000"], more].concat()).unwrap();
         terminal.wait_for("loss ").wait_for("loss ").press(CTRL_C);

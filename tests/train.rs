@@ -1,5 +1,8 @@
 //! `odh train` as its user runs it, on the sample pictures with a very small model.
 
+#[path = "common/project.rs"]
+mod project;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -7,28 +10,14 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 
 use odh::data::example::LabeledImage;
 use odh::formats::tfrecord;
+use project::{odh_in, tiny_project};
 use prost::Message;
 use tempfile::TempDir;
-
-fn odh() -> Command {
-    Command::new(assert_cmd::cargo::cargo_bin!("odh"))
-}
-
-/// A project folder with records of the sample pictures, their label map and the small config.
-fn project() -> TempDir {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = tempfile::tempdir().unwrap();
-    fs::copy(root.join("label_map.pbtxt"), folder.path().join("label_map.pbtxt")).unwrap();
-    fs::copy(root.join("tests/fixtures/tiny.config"), folder.path().join("tiny.config")).unwrap();
-    let made = odh().current_dir(folder.path()).args(["tfgen", "-i"]).arg(root.join("images")).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    folder
-}
 
 const START: &[&str] = &["train", "--pipeline_config", "tiny.config", "--fine_tune_checkpoint", "none", "--device", "cpu"];
 
 fn train(folder: &Path, more: &[&str]) -> Output {
-    odh().current_dir(folder).args(START).args(more).output().unwrap()
+    odh_in(folder).args(START).args(more).output().unwrap()
 }
 
 fn trained(folder: &Path, more: &[&str]) -> Output {
@@ -56,7 +45,7 @@ fn steps(folder: &Path) -> Vec<u64> {
 
 #[test]
 fn a_resumed_run_ends_with_the_very_bytes_of_an_uninterrupted_one() {
-    let (whole, parts) = (project(), project());
+    let (whole, parts) = (tiny_project(), tiny_project());
     trained(whole.path(), &["-s", "6", "-n", "3", "-e", "False", "--seed", "7"]);
     trained(parts.path(), &["-s", "3", "-n", "3", "-e", "False", "--seed", "7"]);
     // Another number of loader threads, and another seed on the command line: the run keeps its own.
@@ -66,14 +55,14 @@ fn a_resumed_run_ends_with_the_very_bytes_of_an_uninterrupted_one() {
     assert!(!said.contains("the training records are others"), "{said}");
     assert_eq!(fs::read(checkpoint(whole.path(), 6)).unwrap(), fs::read(checkpoint(parts.path(), 6)).unwrap());
 
-    let other = project();
+    let other = tiny_project();
     trained(other.path(), &["-s", "6", "-n", "3", "-e", "False", "--seed", "8"]);
     assert_ne!(fs::read(checkpoint(whole.path(), 6)).unwrap(), fs::read(checkpoint(other.path(), 6)).unwrap());
 }
 
 #[test]
 fn a_run_that_goes_on_with_another_split_is_told() {
-    let folder = project();
+    let folder = tiny_project();
     let records = ["train", "validate"].map(|side| folder.path().join(format!("dataset/{side}.record")));
     trained(folder.path(), &["-s", "1", "-e", "False"]);
     let between = folder.path().join("dataset/between");
@@ -88,7 +77,7 @@ fn a_run_that_goes_on_with_another_split_is_told() {
 
 #[test]
 fn a_split_without_validation_pictures_names_the_flag_that_trains_without_evaluation() {
-    let folder = project();
+    let folder = tiny_project();
     fs::write(folder.path().join("dataset/validate.record"), b"").unwrap();
     let output = train(folder.path(), &["-s", "1"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -106,8 +95,8 @@ fn a_split_without_validation_pictures_names_the_flag_that_trains_without_evalua
 
 /// A long training that has made its first step, and what it says from there on.
 fn under_way(folder: &Path) -> (Child, BufReader<ChildStderr>) {
-    let mut command = odh();
-    command.current_dir(folder).args(START).args(["-s", "100000", "-e", "False"]).stderr(Stdio::piped());
+    let mut command = odh_in(folder);
+    command.args(START).args(["-s", "100000", "-e", "False"]).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
@@ -120,7 +109,7 @@ fn under_way(folder: &Path) -> (Child, BufReader<ChildStderr>) {
 
 #[test]
 fn ctrl_c_saves_and_exits_with_130_and_the_run_goes_on() {
-    let folder = project();
+    let folder = tiny_project();
     let (mut child, stderr) = under_way(folder.path());
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let rest: Vec<String> = stderr.lines().map_while(Result::ok).collect();
@@ -135,7 +124,7 @@ fn ctrl_c_saves_and_exits_with_130_and_the_run_goes_on() {
 
 #[test]
 fn a_second_ctrl_c_ends_at_once_with_130_and_without_a_crash() {
-    let folder = project();
+    let folder = tiny_project();
     let (mut child, stderr) = under_way(folder.path());
     for _ in 0..2 {
         // The second may come too late, when the first has ended it.
@@ -149,7 +138,7 @@ fn a_second_ctrl_c_ends_at_once_with_130_and_without_a_crash() {
 
 #[test]
 fn a_second_training_in_one_folder_is_refused_until_the_first_is_gone_even_if_killed() {
-    let folder = project();
+    let folder = tiny_project();
     let (mut child, stderr) = under_way(folder.path());
     for more in [&["-s", "2"][..], &["-s", "2", "-r"]] {
         let second = train(folder.path(), more);
@@ -169,7 +158,7 @@ fn a_second_training_in_one_folder_is_refused_until_the_first_is_gone_even_if_ki
 
 #[test]
 fn a_damaged_checkpoint_is_named_with_the_whole_one_before_it_and_the_flag_that_takes_that() {
-    let (folder, whole) = (project(), project());
+    let (folder, whole) = (tiny_project(), tiny_project());
     let quiet = ["-e", "False", "--export", "False"];
     let run = |folder: &TempDir, more: &[&str]| train(folder.path(), &[more, &quiet[..]].concat());
     for folder in [&folder, &whole] {
@@ -223,7 +212,7 @@ fn a_damaged_checkpoint_is_named_with_the_whole_one_before_it_and_the_flag_that_
 
 #[test]
 fn a_reset_deletes_nothing_unless_there_is_something_to_start_from() {
-    let folder = project();
+    let folder = tiny_project();
     trained(folder.path(), &["-s", "1", "-e", "False", "--export", "False"]);
     let own = "train_dir/tiny/model.ckpt-1";
     for (start, wanted) in [(own, "would delete"), ("nowhere/model.ckpt", "nowhere/model.ckpt")] {
@@ -236,7 +225,7 @@ fn a_reset_deletes_nothing_unless_there_is_something_to_start_from() {
 
 #[test]
 fn a_start_that_fails_leaves_the_earlier_training_as_it_was() {
-    let folder = project();
+    let folder = tiny_project();
     trained(folder.path(), &["-s", "1", "-e", "False", "--export", "False"]);
     let at = |path: &str| folder.path().join(path);
     let kept = ["pipeline.config", "label_map.pbtxt", "checkpoint"].map(|name| format!("train_dir/tiny/{name}"));
@@ -277,7 +266,7 @@ fn a_start_that_fails_leaves_the_earlier_training_as_it_was() {
 
 #[test]
 fn an_evaluation_that_was_broken_off_is_made_up_for() {
-    let folder = project();
+    let folder = tiny_project();
     trained(folder.path(), &["-s", "1", "-e", "False", "--export", "False"]);
     let report = folder.path().join("eval_dir/tiny/eval-1.json");
     assert!(!report.exists());
@@ -294,7 +283,7 @@ fn an_evaluation_that_was_broken_off_is_made_up_for() {
 
 #[test]
 fn a_record_that_cannot_be_used_does_not_cost_the_steps_before_it() {
-    let folder = project();
+    let folder = tiny_project();
     let path = folder.path().join("dataset/train.record");
     let file = fs::File::open(&path).unwrap();
     let spans = tfrecord::index(&path).unwrap();
@@ -326,7 +315,7 @@ fn a_record_that_cannot_be_used_does_not_cost_the_steps_before_it() {
 
 #[test]
 fn sigterm_saves_as_ctrl_c_does() {
-    let folder = project();
+    let folder = tiny_project();
     let (mut child, _lines) = under_way(folder.path());
     let signal = |name: &str| Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
     assert!(signal("-TERM").success());
@@ -336,7 +325,7 @@ fn sigterm_saves_as_ctrl_c_does() {
 
 #[test]
 fn evaluations_checkpoints_export_and_the_log_are_where_the_old_tool_had_them() {
-    let folder = project();
+    let folder = tiny_project();
     let output = trained(folder.path(), &["-s", "7", "-n", "1"]);
     // The last five, and the best if that is another.
     let kept = steps(folder.path());
@@ -391,7 +380,7 @@ fn evaluations_checkpoints_export_and_the_log_are_where_the_old_tool_had_them() 
 
 #[test]
 fn a_loss_that_is_not_finite_stops_the_run_and_names_step_term_and_pictures() {
-    let folder = project();
+    let folder = tiny_project();
     let config = fs::read_to_string(folder.path().join("tiny.config")).unwrap();
     fs::write(folder.path().join("tiny.config"), config.replace("learning_rate: 0.004", "learning_rate: 1e30")).unwrap();
     let output = train(folder.path(), &["-s", "50", "-e", "False"]);
@@ -409,7 +398,7 @@ fn weights_that_are_not_finite_are_never_saved_and_spoilt_ones_are_said_to_be_in
         ("1e38", ["step 1: `", "has become ", "nothing is saved", ".jpg"], &[][..]),
         ("1e30", ["step 2: Loss/", "the same weights", "--checkpoint", ".jpg"], &[1]),
     ] {
-        let folder = project();
+        let folder = tiny_project();
         fs::write(folder.path().join("tiny.config"), config.replace("learning_rate: 0.004", &format!("learning_rate: {rate}")))
             .unwrap();
         let output = train(folder.path(), &["-s", "50", "-n", "1", "-e", "False"]);
@@ -426,9 +415,9 @@ fn weights_that_are_not_finite_are_never_saved_and_spoilt_ones_are_said_to_be_in
 
 #[test]
 fn pretrained_weights_that_do_not_fit_or_are_not_there_are_errors() {
-    let folder = project();
+    let folder = tiny_project();
     let run = |more: &[&str]| {
-        let output = odh().current_dir(folder.path()).args(["train", "-s", "1", "--device", "cpu"]).args(more).output().unwrap();
+        let output = odh_in(folder.path()).args(["train", "-s", "1", "--device", "cpu"]).args(more).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{more:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
@@ -448,7 +437,7 @@ fn best(folder: &Path) -> (u64, f64) {
 
 #[test]
 fn the_best_of_a_course_that_was_left_is_not_the_best_of_the_new_one() {
-    let folder = project();
+    let folder = tiny_project();
     trained(folder.path(), &["-s", "4", "-n", "2", "--export", "False"]);
     let report = |step: u64| folder.path().join(format!("eval_dir/tiny/eval-{step}.json"));
     let map_of = |step: u64| {
@@ -476,7 +465,7 @@ fn the_best_of_a_course_that_was_left_is_not_the_best_of_the_new_one() {
 
 #[test]
 fn a_reset_that_cannot_begin_deletes_nothing_and_no_training_starts_that_could_not_be_evaluated() {
-    let folder = project();
+    let folder = tiny_project();
     trained(folder.path(), &["-s", "2", "-e", "False", "--export", "False"]);
     fs::create_dir(folder.path().join("eval_dir")).unwrap();
     fs::write(folder.path().join("eval_dir/tiny"), "").unwrap();
@@ -490,7 +479,7 @@ fn a_reset_that_cannot_begin_deletes_nothing_and_no_training_starts_that_could_n
 
 #[test]
 fn a_training_goes_on_with_its_own_classes_only() {
-    let folder = project();
+    let folder = tiny_project();
     trained(folder.path(), &["-s", "1", "-e", "False", "--export", "False"]);
     let map = folder.path().join("label_map.pbtxt");
     let before = fs::read_to_string(&map).unwrap();
@@ -515,7 +504,7 @@ fn a_training_goes_on_with_its_own_classes_only() {
 
 #[test]
 fn the_config_that_is_kept_names_what_the_training_began_with() {
-    let folder = project();
+    let folder = tiny_project();
     let at = |name: &str| folder.path().join(name);
     let config = fs::read_to_string(at("tiny.config")).unwrap();
     let all = "train_config { from_detection_checkpoint: true load_all_detection_checkpoint_vars: true";
@@ -543,7 +532,7 @@ fn the_config_that_is_kept_names_what_the_training_began_with() {
         "False",
     ];
     let run = |more: &[&str]| {
-        let output = odh().current_dir(folder.path()).args(begin).args(more).output().unwrap();
+        let output = odh_in(folder.path()).args(begin).args(more).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
@@ -556,7 +545,7 @@ fn the_config_that_is_kept_names_what_the_training_began_with() {
 
 #[test]
 fn a_config_that_asks_for_moving_averages_has_them_evaluated_and_exported() {
-    let folder = project();
+    let folder = tiny_project();
     let at = |name: &str| folder.path().join(name);
     let config = fs::read_to_string(at("tiny.config")).unwrap();
     let averages = |kept: bool| {
@@ -587,7 +576,7 @@ fn a_config_that_asks_for_moving_averages_has_them_evaluated_and_exported() {
     };
     let during = figures("eval_dir/tiny/eval-3.json");
     let args = ["eval", "--checkpoint", "train_dir/tiny/model.ckpt-3"];
-    let output = odh().current_dir(folder.path()).args(args).args(["--device", "cpu", "--eval_dir", "again"]).output().unwrap();
+    let output = odh_in(folder.path()).args(args).args(["--device", "cpu", "--eval_dir", "again"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let again = fs::read_dir(at("again")).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
     assert_eq!(figures(&format!("again/{again}/eval-3.json")), during);
@@ -595,7 +584,7 @@ fn a_config_that_asks_for_moving_averages_has_them_evaluated_and_exported() {
 
 #[test]
 fn a_label_map_that_the_users_own_config_names_is_read() {
-    let folder = project();
+    let folder = tiny_project();
     let at = |name: &str| folder.path().join(name);
     let config = fs::read_to_string(at("tiny.config")).unwrap();
     let named = config.replace("train_input_reader {", "train_input_reader {\n  label_map_path: \"maps/mine.pbtxt\"");
@@ -615,13 +604,13 @@ fn a_label_map_that_the_users_own_config_names_is_read() {
 
 #[test]
 fn what_is_missing_without_a_terminal_is_an_error_that_names_the_flag() {
-    let folder = project();
+    let folder = tiny_project();
     for (args, flag) in [
         (&["train", "-s", "1"][..], "--model"),
         (&["train", "-m", "ssd_mobilenet_v1_coco"][..], "--num_steps"),
         (&["train", "--pipeline_config", "tiny.config", "-s", "1"][..], "--fine_tune_checkpoint"),
     ] {
-        let output = odh().current_dir(folder.path()).args(args).stdin(Stdio::null()).output().unwrap();
+        let output = odh_in(folder.path()).args(args).stdin(Stdio::null()).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(text.contains(flag), "{args:?}: {text}");

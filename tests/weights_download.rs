@@ -1,6 +1,8 @@
 //! Pretrained weights from a server that behaves, and from servers that do not.
 
 mod common;
+#[path = "common/project.rs"]
+mod project;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 use odh::config::download::{self, Patience};
 use odh::config::weights::{self, WeightsOptions};
 use odh::formats::tensor_bundle::{self, BundleReader, TensorData};
+use project::names;
 
 /// What a test's server does with one request, told the request's number, path and headers (in lower case).
 type Answer = dyn Fn(usize, &str, &[(String, String)]) -> Reply + Send + Sync;
@@ -144,13 +147,6 @@ fn archive(top: &str) -> Vec<u8> {
 
 fn options(folder: &Path, base_url: &str) -> WeightsOptions {
     WeightsOptions { zoo_dir: folder.join("model_zoo"), base_url: base_url.to_string() }
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The feature extractors of Faster R-CNN and R-FCN, by their names in a pipeline config (upstream models/faster_rcnn_*_feature_extractor.py).
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 
-use super::names::names;
+use super::names;
 use super::{inception_resnet_v2, inception_v2, nasnet, resnet_v1};
 use crate::net::graph::{Graph, NodeId};
 use crate::net::layers::Scope;
@@ -18,7 +18,7 @@ const BACKBONES: [(&str, FasterRcnnBackbone); 6] = [
 ];
 
 /// The names.
-pub const TYPES: &[&str] = &names(&BACKBONES);
+pub const TYPES: &[&str] = &names::names(&BACKBONES);
 
 /// Where the variables of the first stage are; what is restored from a checkpoint by default, with the second's.
 pub const FIRST_STAGE_SCOPE: &str = "FirstStageFeatureExtractor";
@@ -86,10 +86,7 @@ impl Pixels {
 /// # Errors
 /// If there is none, or its map cannot have that stride; `field` names the message `FasterRcnnFeatureExtractor`.
 pub fn backbone(name: &str, options: &StageOptions, field: &str) -> Result<FasterRcnnBackbone> {
-    let (_, backbone) = BACKBONES
-        .iter()
-        .find(|(known, _)| *known == name)
-        .with_context(|| format!("{field}.type: `{name}` is not built; the built ones are {}", TYPES.join(", ")))?;
+    let backbone = names::named(&BACKBONES, name).map_err(|error| anyhow!("{field}.type: {error}"))?;
     if !backbone.strides.contains(&options.stride) {
         let strides: Vec<String> = backbone.strides.iter().map(i64::to_string).collect();
         bail!("{field}.first_stage_features_stride: {name} cannot have {}, only {}", options.stride, strides.join(" or "));

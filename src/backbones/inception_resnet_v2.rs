@@ -3,7 +3,7 @@
 
 use super::faster_rcnn::{FasterRcnnBackbone, Pixels, SECOND_STAGE_SCOPE, StageOptions};
 use crate::net::graph::{Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, Window};
-use crate::net::layers::{BatchNormParams, ConvScope, Scope, conv2d};
+use crate::net::layers::{BatchNormParams, ConvScope, Scope, add, concat, conv2d, relu};
 
 /// One layer of a branch.
 struct Layer {
@@ -208,8 +208,7 @@ fn mixed(graph: &mut Graph, x: NodeId, scope: &Scope, branches: &[&[Layer]], set
             branch.iter().fold(x, |y, layer| append(graph, y, &scope, layer, setting))
         })
         .collect();
-    let channels = ends.iter().map(|&end| graph.channels(end)).sum();
-    graph.push(&format!("{}/concat", scope.ops), Op::Concat, &ends, channels)
+    concat(graph, &ends, scope)
 }
 
 /// `relu(x + scale * up(mixed(x)))`, where `up` is a linear 1x1 convolution to the channels of `x`.
@@ -218,8 +217,7 @@ fn residual(graph: &mut Graph, x: NodeId, scope: &Scope, block: &Residual, setti
     let y = mixed(graph, x, scope, block.branches, setting);
     let up = Setting { with: &setting.with.linear(), ..setting };
     let y = append(graph, y, scope, &conv("Conv2d_1x1", [1, 1], channels), up);
-    let name = |part: &str| format!("{}/{part}", scope.ops);
-    let y = graph.push(&name("mul"), Op::Scale(block.scale), &[y], channels);
-    let y = graph.push(&name("add"), Op::Add, &[x, y], channels);
-    if block.relu { graph.push(&name("Relu"), Op::Activation(Activation::Relu), &[y], channels) } else { y }
+    let y = graph.push(&format!("{}/mul", scope.ops), Op::Scale(block.scale), &[y], channels);
+    let y = add(graph, [x, y], scope);
+    if block.relu { relu(graph, y, scope) } else { y }
 }

@@ -4,7 +4,7 @@ use super::depth::Depth;
 use super::faster_rcnn::{FasterRcnnBackbone, Pixels, StageOptions, same_name};
 use super::ssd::{Source, SsdBackbone};
 use crate::net::graph::{Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, Window};
-use crate::net::layers::{BatchNormParams, ConvScope, Scope, conv2d, separable_conv2d};
+use crate::net::layers::{BatchNormParams, ConvScope, Scope, concat, conv2d, separable_conv2d};
 
 /// What an SSD builds on.
 pub const SSD: SsdBackbone = SsdBackbone {
@@ -169,8 +169,7 @@ fn modules(
                 parts.push(pool(graph, y, &branch(2).child("MaxPool_1a_3x3"), Max, 2));
             }
         }
-        let channels = parts.iter().map(|&part| graph.channels(part)).sum();
-        y = graph.push(&format!("{}/concat", module.ops), Op::Concat, &parts, channels);
+        y = concat(graph, &parts, &module);
         endpoints.push(((*name).to_string(), y));
     }
     endpoints

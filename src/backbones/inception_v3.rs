@@ -2,7 +2,7 @@
 
 use super::ssd::{Base, Source, SsdBackbone};
 use crate::net::graph::{Graph, MovingVariance, NodeId, Op, Padding, Window};
-use crate::net::layers::{Scope, conv2d};
+use crate::net::layers::{Scope, concat, conv2d};
 
 /// What an SSD builds on.
 pub const SSD: SsdBackbone = SsdBackbone {
@@ -147,7 +147,7 @@ fn inception_v3(graph: &mut Graph, x: NodeId, base: &Base) -> Vec<(String, NodeI
         for (i, steps) in branches.iter().enumerate() {
             parts.push(branch(graph, y, &module.child(&format!("Branch_{i}")), steps, base));
         }
-        y = concat(graph, &module, &parts);
+        y = concat(graph, &parts, &module);
         endpoints.push(((*name).to_string(), y));
     }
     endpoints
@@ -164,7 +164,7 @@ fn branch(graph: &mut Graph, x: NodeId, scope: &Scope, steps: &[Step], base: &Ba
             Conv(name, kernel, channels) => conv(graph, y, name, *kernel, *channels),
             Fork(ways) => {
                 let parts = ways.map(|(name, kernel, channels)| conv(graph, y, name, kernel, channels));
-                concat(graph, scope, &parts)
+                concat(graph, &parts, scope)
             }
             Down(name, channels) => {
                 let window = Window::square(3, 2, Padding::Valid);
@@ -184,9 +184,4 @@ fn branch(graph: &mut Graph, x: NodeId, scope: &Scope, steps: &[Step], base: &Ba
 fn max_pool(graph: &mut Graph, x: NodeId, scope: &Scope) -> NodeId {
     let channels = graph.channels(x);
     graph.push(&format!("{}/MaxPool", scope.ops), Op::MaxPool(Window::square(3, 2, Padding::Valid)), &[x], channels)
-}
-
-fn concat(graph: &mut Graph, scope: &Scope, parts: &[NodeId]) -> NodeId {
-    let channels = parts.iter().map(|&part| graph.channels(part)).sum();
-    graph.push(&format!("{}/concat", scope.ops), Op::Concat, parts, channels)
 }

@@ -3,8 +3,8 @@
 use super::depth::{Depth, make_divisible};
 use super::mobilenet_v1::slim_scope;
 use super::ssd::{Base, Source, SsdBackbone};
-use crate::net::graph::{Activation, Graph, MovingVariance, NodeId, Op, Regularizer};
-use crate::net::layers::{BatchNormParams, ConvScope, Scope, conv2d, depthwise_conv2d};
+use crate::net::graph::{Activation, Graph, MovingVariance, NodeId, Regularizer};
+use crate::net::layers::{BatchNormParams, ConvScope, Scope, add, conv2d, depthwise_conv2d};
 
 /// What an SSD builds on.
 pub const SSD: SsdBackbone = SsdBackbone {
@@ -98,7 +98,7 @@ fn mobilenet_v2(graph: &mut Graph, x: NodeId, base: &Base) -> Vec<(String, NodeI
         y = depthwise_conv2d(graph, y, &scope.child("depthwise"), base.window(3, block.stride), &layers.depthwise);
         y = conv2d(graph, y, &scope.child("project"), depth(block.channels), base.window(1, 1), &layers.project);
         if block.stride == 1 && graph.channels(y) == channels {
-            y = graph.push(&format!("{}/add", scope.ops), Op::Add, &[y, input], channels);
+            y = add(graph, [y, input], &scope);
         }
         endpoints.push((format!("layer_{}", i + 2), y));
     }

@@ -11,6 +11,4 @@ mod names;
 mod nasnet;
 mod resnet_v1;
 pub mod ssd;
-pub mod ssd_feature_maps;
-
-pub use depth::Depth;
+mod ssd_feature_maps;

@@ -1,5 +1,7 @@
 //! What the backbones of a table are called.
 
+use anyhow::{Context, Result};
+
 /// The names of a table, in its order.
 pub const fn names<T, const N: usize>(table: &[(&'static str, T); N]) -> [&'static str; N] {
     let mut names = [""; N];
@@ -9,4 +11,15 @@ pub const fn names<T, const N: usize>(table: &[(&'static str, T); N]) -> [&'stat
         i += 1;
     }
     names
+}
+
+/// The backbone of this name in a table.
+///
+/// # Errors
+/// If there is none; the message lists those that there are.
+pub fn named<'a, T>(table: &'a [(&'static str, T)], name: &str) -> Result<&'a T> {
+    table.iter().find(|(known, _)| *known == name).map(|(_, backbone)| backbone).with_context(|| {
+        let built: Vec<&str> = table.iter().map(|(known, _)| *known).collect();
+        format!("`{name}` is not built; the built ones are {}", built.join(", "))
+    })
 }

@@ -3,10 +3,8 @@
 
 use super::faster_rcnn::{FasterRcnnBackbone, Pixels, StageOptions};
 use crate::formats::averages;
-use crate::net::graph::{
-    Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, VariableKind, Window,
-};
-use crate::net::layers::{BatchNormParams, ConvScope, Scope, batch_norm, declare_weights};
+use crate::net::graph::{Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, Window};
+use crate::net::layers::{BatchNormParams, ConvScope, Scope, add, bare_conv2d, bare_separable_conv2d, batch_norm, concat, relu};
 
 /// What is done to one of the two inputs of a combination.
 #[derive(Clone, Copy)]
@@ -109,7 +107,7 @@ fn first_stage(graph: &mut Graph, x: NodeId, scope: &Scope, _: &StageOptions) ->
     // Upstream hands the network its own flag for training here, which outweighs the config's for batch norms.
     let with = &slim_scope(true);
     let window = Window::square(3, 2, Padding::Valid);
-    let y = convolution(graph, x, &scope.child("conv0"), (STEM_CHANNELS, window), with);
+    let y = bare_conv2d(graph, x, &scope.child("conv0"), STEM_CHANNELS, window, with);
     let stem = norm(graph, y, &scope.child("conv0_bn"), with);
     let mut builder = Builder { graph, scope, with, index: 0 };
     let stem_0 = builder.cell("cell_stem_0", &REDUCTION, CELL_CHANNELS / 4, [stem, stem]);
@@ -119,8 +117,7 @@ fn first_stage(graph: &mut Graph, x: NodeId, scope: &Scope, _: &StageOptions) ->
     // The first cell after a reduction looks back past it.
     let first = builder.cell("cell_6", &NORMAL, 2 * CELL_CHANNELS, [reduced, previous]);
     let [previous, last] = builder.normal_cells(7..12, 2 * CELL_CHANNELS, [first, reduced]);
-    let channels = graph.channels(previous) + graph.channels(last);
-    graph.push(&format!("{}/concat", scope.ops), Op::Concat, &[previous, last], channels)
+    concat(graph, &[previous, last], scope)
 }
 
 /// The second reduction and cells 12 to 17, on crops: `[R, 4032, 17, 17]` to `[R, 4032, 9, 9]`.
@@ -180,11 +177,10 @@ impl Builder<'_> {
             };
             let left = side(self, combination.left, "left");
             let right = side(self, combination.right, "right");
-            states.push(self.graph.push(&format!("{}/combine/add", scope.ops), Op::Add, &[left, right], channels));
+            states.push(add(self.graph, [left, right], &scope.child("combine")));
         }
         let parts: Vec<NodeId> = cell.output.iter().map(|&state| states[state]).collect();
-        let total = parts.iter().map(|&part| self.graph.channels(part)).sum();
-        self.graph.push(&format!("{}/cell_output/concat", scope.ops), Op::Concat, &parts, total)
+        concat(self.graph, &parts, &scope.child("cell_output"))
     }
 
     /// The output of the cell before last, with the size and channels that this cell works on.
@@ -218,7 +214,7 @@ impl Builder<'_> {
         let shifted = self.graph.push(&name("strided_slice"), from_one, &[shifted], before);
         let odd = self.graph.push(&name("AvgPool"), every_second, &[shifted], before);
         let odd = self.pointwise(odd, &scope.child("path2_conv"), channels - channels / 2);
-        let y = self.graph.push(&name("concat"), Op::Concat, &[even, odd], channels);
+        let y = concat(self.graph, &[even, odd], scope);
         norm(self.graph, y, &scope.child("final_path_bn"), self.with)
     }
 
@@ -246,20 +242,22 @@ impl Builder<'_> {
             y = relu(self.graph, y, scope);
             let name = format!("{kernel}x{kernel}_{i}");
             let window = Window::square(kernel, stride, Padding::Same);
-            y = separable(self.graph, y, &scope.child(&format!("separable_{name}")), (channels, window), self.with);
+            y = bare_separable_conv2d(
+                self.graph,
+                y,
+                &scope.child(&format!("separable_{name}")),
+                (1, channels),
+                window,
+                self.with,
+            );
             y = norm(self.graph, y, &scope.child(&format!("bn_sep_{name}")), self.with);
         }
         y
     }
 
     fn pointwise(&mut self, x: NodeId, scope: &Scope, channels: i64) -> NodeId {
-        convolution(self.graph, x, scope, (channels, Window::square(1, 1, Padding::Same)), self.with)
+        bare_conv2d(self.graph, x, scope, channels, Window::square(1, 1, Padding::Same), self.with)
     }
-}
-
-fn relu(graph: &mut Graph, x: NodeId, scope: &Scope) -> NodeId {
-    let channels = graph.channels(x);
-    graph.push(&format!("{}/Relu", scope.ops), Op::Activation(Activation::Relu), &[x], channels)
 }
 
 fn norm(graph: &mut Graph, x: NodeId, scope: &Scope, with: &ConvScope) -> NodeId {
@@ -267,27 +265,4 @@ fn norm(graph: &mut Graph, x: NodeId, scope: &Scope, with: &ConvScope) -> NodeId
         Some(params) => batch_norm(graph, x, scope, params),
         None => x,
     }
-}
-
-/// A convolution without bias; `to`: channels and window.
-fn convolution(graph: &mut Graph, x: NodeId, scope: &Scope, to: (i64, Window), with: &ConvScope) -> NodeId {
-    let (channels, window) = to;
-    let shape = vec![window.kernel[0], window.kernel[1], graph.channels(x), channels];
-    let weights = declare_weights(graph, format!("{}/weights", scope.variables), shape, VariableKind::Convolution, with);
-    graph.push(&format!("{}/Conv2D", scope.ops), Op::Conv2d { weights, window }, &[x], channels)
-}
-
-/// One filter a channel, then a 1x1 convolution over all channels, without bias; `to`: channels and window.
-fn separable(graph: &mut Graph, x: NodeId, scope: &Scope, to: (i64, Window), with: &ConvScope) -> NodeId {
-    let (channels, window) = to;
-    let before = graph.channels(x);
-    let name = |part: &str| format!("{}/{part}", scope.variables);
-    let shape = vec![window.kernel[0], window.kernel[1], before, 1];
-    let weights = declare_weights(graph, name("depthwise_weights"), shape, VariableKind::DepthwiseConvolution, with);
-    let op = Op::DepthwiseConv2d { weights, window };
-    let y = graph.push(&format!("{}/separable_conv2d/depthwise", scope.ops), op, &[x], before);
-    let shape = vec![1, 1, before, channels];
-    let weights = declare_weights(graph, name("pointwise_weights"), shape, VariableKind::Convolution, with);
-    let op = Op::Conv2d { weights, window: Window::square(1, 1, Padding::Valid) };
-    graph.push(&format!("{}/separable_conv2d", scope.ops), op, &[y], channels)
 }

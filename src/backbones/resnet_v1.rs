@@ -3,7 +3,7 @@
 
 use super::faster_rcnn::{FasterRcnnBackbone, Pixels, StageOptions, same_name};
 use crate::net::graph::{Activation, Fan, Graph, Initializer, MovingVariance, NodeId, Op, Padding, Regularizer, Window};
-use crate::net::layers::{BatchNormParams, ConvScope, Scope, conv2d};
+use crate::net::layers::{BatchNormParams, ConvScope, Scope, add, conv2d, relu};
 
 /// A stack of bottleneck units.
 struct Block {
@@ -144,8 +144,8 @@ fn bottleneck(
     let y = conv2d(graph, x, &scope.child("conv1"), channels, point(1), with);
     let y = conv2d(graph, y, &scope.child("conv2"), channels, same_window(3, stride, dilation), with);
     let y = conv2d(graph, y, &scope.child("conv3"), wide, point(1), &raw);
-    let y = graph.push(&format!("{}/add", scope.ops), Op::Add, &[shortcut, y], wide);
-    graph.push(&format!("{}/Relu", scope.ops), Op::Activation(Activation::Relu), &[y], wide)
+    let y = add(graph, [shortcut, y], scope);
+    relu(graph, y, scope)
 }
 
 /// Zeros of half a kernel on every side whatever the map's size, where TensorFlow's own 'SAME' would depend on it (upstream `conv2d_same`).

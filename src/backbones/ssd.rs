@@ -1,9 +1,9 @@
 //! The feature extractors of SSD, by their names in a pipeline config (upstream models/ssd_*_feature_extractor.py).
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::depth::Depth;
-use super::names::names;
+use super::names;
 use super::ssd_feature_maps::{FeatureMapOptions, multi_resolution_feature_maps};
 use super::{inception_v2, inception_v3, mobilenet_v1, mobilenet_v2};
 use crate::net::graph::{Graph, MovingVariance, NodeId, Op, Padding, Window};
@@ -21,7 +21,7 @@ const BACKBONES: [(&str, SsdBackbone); 5] = [
 ];
 
 /// The names.
-pub const TYPES: &[&str] = &names(&BACKBONES);
+pub const TYPES: &[&str] = &names::names(&BACKBONES);
 
 /// What makes a backbone an SSD's feature extractor.
 #[derive(Debug, Clone, Copy)]
@@ -94,10 +94,7 @@ pub struct SsdSettings {
 /// If there is none; the message lists those that there are.
 pub fn named(name: &str) -> Result<&'static SsdBackbone> {
     const ALL: &[(&str, SsdBackbone)] = &BACKBONES;
-    ALL.iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, backbone)| backbone)
-        .with_context(|| format!("`{name}` is not built; the built ones are {}", TYPES.join(", ")))
+    names::named(ALL, name)
 }
 
 /// Appends a feature extractor: the maps, finest first.

@@ -5,38 +5,37 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::chosen::{Chosen, Wanted};
+use super::zoo_args::ZooArgs;
 use crate::config::label_map::LabelMap;
-use crate::config::weights::{self, WeightsOptions};
-use crate::config::zoo;
-use crate::data::dataset::finding::printable;
-use crate::data::dataset::summary::plural;
 use crate::data::draw::Annotation;
 use crate::data::inputs::{self, Input};
 use crate::engine::detect::{DetectOptions, DetectSummary, PictureDetector, detect_all};
 use crate::engine::device;
 use crate::engine::exported::{ExportedDetector, ExportedOptions};
 use crate::engine::loaded::{self, ModelDetector};
-use crate::engine::model_files::{self, ModelSource, Search};
+use crate::engine::model_files::Search;
 use crate::runtime::file_kind::{self, Kind};
 use crate::runtime::onnx::LibrarySearch;
+use crate::wording::{plural, printable};
 use crate::{exit, interrupt, logging, outln};
 
 const EXAMPLE: &str = "\
 Examples:
-  odh detect photo.jpg                                    # with the model in export_dir/ or train_dir/
+  odh detect photo.jpg                             # with the model in export_dir/ or train_dir/
   odh detect photos/ 'more/*.png' --min_score 0.3
-  odh detect photo.jpg -m ssd_mobilenet_v1_coco           # your training of it, or else the zoo's (COCO's classes)
+  odh detect photo.jpg -m ssd_mobilenet_v1_coco    # your training of it, or else the zoo's
   odh detect photo.jpg --checkpoint train_dir/MODEL/model.ckpt-2000
-  odh detect photo.jpg -m model.torchscript.pt            # an exported file, which needs nothing beside it
-  odh detect photo.jpg -m model.onnx                      # the same in onnxruntime, if its library is found
+  odh detect photo.jpg -m model.torchscript.pt     # an exported file, which needs nothing beside it
+  odh detect photo.jpg -m model.onnx               # the same in onnxruntime
 
-onnxruntime's library is looked for beside odh, where the system has its libraries, and in the Python that python3 or $ODH_PYTHON names
+onnxruntime's library is looked for beside odh, where the system has its libraries, and in the Python that python3 or $ODH_PYTHON names \
 (`pip install onnxruntime`), unless --onnxruntime or $ORT_DYLIB_PATH names it; 1.17 or later will do. ONNX files run on the CPU.
 
-Annotated pictures go into --output_dir under their own names (and the names of the folders below the one given), with
-detections.json and detections.csv, which also have weaker detections, down to a score of 0.2. Pictures are looked at as
-they are stored: like TensorFlow, odh does not turn them as EXIF says. A damaged picture is named and passed over, as is one
-that the model fails on (if it fails on the first three, odh stops), and the exit code is then 1.";
+Annotated pictures go into --output_dir under their own names (and the names of the folders below the one given), with detections.json \
+and detections.csv, which also have weaker detections, down to a score of 0.2. Pictures are looked at as they are stored: like TensorFlow, \
+odh does not turn them as EXIF says. A damaged picture is named and passed over, as is one that the model fails on (if it fails on the \
+first three, odh stops), and the exit code is then 1.";
 
 /// What `odh detect` is told.
 #[derive(clap::Args, Debug)]
@@ -52,10 +51,10 @@ pub struct Args {
     /// Checkpoint to use in place of the latest (PREFIX of PREFIX.index); pipeline.config is beside it
     #[arg(long = "checkpoint", value_name = "PREFIX", conflicts_with = "model")]
     checkpoint: Option<PathBuf>,
-    /// Folder of exported models, looked in first [default: ./export_dir]
+    /// Folder of exported models, looked in first [default: ./export_dir, unless --train_dir is given]
     #[arg(long = "export_dir", value_name = "FOLDER")]
     export_dir: Option<PathBuf>,
-    /// Folder of trained models, looked in next [default: ./train_dir]
+    /// Folder of trained models, looked in next [default: ./train_dir, unless --export_dir is given]
     #[arg(long = "train_dir", value_name = "FOLDER")]
     train_dir: Option<PathBuf>,
     /// Label map [default: the model's own]
@@ -73,9 +72,8 @@ pub struct Args {
     /// onnxruntime's library, or the folder that has it, to run an ONNX file with [default: $ORT_DYLIB_PATH, or found]
     #[arg(long = "onnxruntime", value_name = "PATH")]
     onnxruntime: Option<PathBuf>,
-    /// Folder of pretrained models
-    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = weights::DEFAULT_ZOO_DIR)]
-    model_zoo_dir: PathBuf,
+    #[command(flatten)]
+    zoo: ZooArgs,
 }
 
 fn score(typed: &str) -> Result<f32, String> {
@@ -120,23 +118,15 @@ fn load(args: &Args) -> Result<Box<dyn PictureDetector>> {
         (None, None) => vec![PathBuf::from("./export_dir"), PathBuf::from("./train_dir")],
         (export, train) => export.into_iter().chain(train).collect(),
     };
-    let search = Search { model: args.model.as_deref(), checkpoint: args.checkpoint.as_deref(), roots };
-    let source = model_files::find(&search, |typed| Ok(zoo::resolve(typed)?.folder.to_string()))?;
-    let (config, prefix, label_map) = match source {
-        ModelSource::Files(files) => {
-            let config = model_files::config(&files)?;
-            let label_map = model_files::label_map(args.label_file.as_deref(), &files.folder, &config, false)?;
-            (config, files.checkpoint, label_map)
-        }
-        ModelSource::Zoo(name) => {
-            let prefix = weights::pretrained(&name, &WeightsOptions::new(&args.model_zoo_dir, None))?;
-            let (config, _) = zoo::resolve(&name)?.config(Path::new("."))?;
-            let label_map = model_files::label_map(args.label_file.as_deref(), &PathBuf::from(&name), &config, true)?;
-            (config, prefix, label_map)
-        }
-    };
-    let loaded = loaded::load(&config, &prefix, device)?;
-    Ok(Box::new(ModelDetector::new(&loaded, label_map)?))
+    let chosen = Chosen::find(&Wanted {
+        search: Search { model: args.model.as_deref(), checkpoint: args.checkpoint.as_deref(), roots },
+        best: false,
+        pipeline_config: None,
+        label_file: args.label_file.as_deref(),
+        zoo: &args.zoo,
+    })?;
+    let loaded = loaded::load(&chosen.config, &chosen.checkpoint, device)?;
+    Ok(Box::new(ModelDetector::new(&loaded, chosen.label_map)?))
 }
 
 /// Loads an exported file.
@@ -176,9 +166,9 @@ fn line(input: &Input, found: &[Annotation]) -> String {
 fn report(summary: &DetectSummary, options: &DetectOptions, asked: usize) -> Result<()> {
     let seconds = summary.elapsed.as_secs_f64();
     let text = format!(
-        "{}, {} boxes of at least {} in {seconds:.1} s ({:.1} pictures/s, the model alone {:.1}) -> {}",
+        "{}, {} of at least {} in {seconds:.1} s ({:.1} pictures/s, the model alone {:.1}) -> {}",
         plural(summary.pictures, "picture"),
-        summary.boxes,
+        plural(summary.boxes, "box"),
         options.min_score,
         summary.pictures as f64 / seconds.max(1e-9),
         summary.pictures as f64 / summary.model.as_secs_f64().max(1e-9),

@@ -7,30 +7,27 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use super::train::records;
-use crate::config::label_map::LabelMap;
-use crate::config::weights::{self, WeightsOptions};
-use crate::config::{coco_labels, pipeline, zoo};
+use super::chosen::{Chosen, Wanted};
+use super::zoo_args::ZooArgs;
+use crate::config::pipeline;
 use crate::data::{inputs, loader};
-use crate::engine::model_files::{self, ModelFiles, ModelSource, Search};
+use crate::engine::model_files::{self, Search};
 use crate::export::folder::{self, ExportInput, Exported, Format, Verify};
-use crate::proto::object_detection::protos as pb;
 use crate::runtime::onnx::LibrarySearch;
 use crate::runtime::onnxruntime;
 use crate::{exit, interrupt, outln};
 
 const EXAMPLE: &str = "\
 Examples:
-  odh export                                              # the model in train_dir/, its latest checkpoint
-  odh export -m ssd_mobilenet_v1_coco --best              # the checkpoint with the best mAP
+  odh export                                       # the model in train_dir/, its latest checkpoint
+  odh export -m ssd_mobilenet_v1_coco --best       # the checkpoint with the best mAP
   odh export --checkpoint train_dir/MODEL/model.ckpt-2000 --output_dir my_export
+  odh export --format onnx --format frozen_graph   # only these
+  odh export --verify                              # and prove that they find what the model finds
 
-  odh export --format onnx --format frozen_graph          # only these
-  odh export --verify                                     # and prove that they find what the model finds
-
-export_dir/MODEL/ then has frozen_inference_graph.pb, saved_model/, model.onnx, model.torchscript.pt, model.ckpt.*, checkpoint,
-pipeline.config, label_map.pbtxt, labels.txt (line i names class i) and export.json. An earlier export there is replaced, but only once the
-new one is complete.";
+export_dir/MODEL/ then has frozen_inference_graph.pb, saved_model/, model.onnx, model.torchscript.pt, model.ckpt.*, checkpoint, \
+pipeline.config, label_map.pbtxt, labels.txt (line i names class i) and export.json. An earlier export there is replaced, but only once \
+the new one is complete.";
 
 /// What `odh export` is told.
 #[derive(clap::Args, Debug)]
@@ -81,12 +78,8 @@ pub struct Args {
     /// onnxruntime's library, or the folder that has it, to verify model.onnx with [default: $ORT_DYLIB_PATH, or found]
     #[arg(long = "onnxruntime", value_name = "PATH", requires = "verify")]
     onnxruntime: Option<PathBuf>,
-    /// Folder of pretrained models
-    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = weights::DEFAULT_ZOO_DIR)]
-    model_zoo_dir: PathBuf,
-    /// Where `MODEL.tar.gz` is downloaded from: http(s):// or file:// [default: TensorFlow's zoo, or $ODH_MODEL_ZOO_URL]
-    #[arg(long = "model_zoo_url", value_name = "URL")]
-    model_zoo_url: Option<String>,
+    #[command(flatten)]
+    zoo: ZooArgs,
 }
 
 /// Runs `odh export`.
@@ -99,16 +92,23 @@ pub fn run(args: Args) -> Result<()> {
         // What was typed is wrong now, not after minutes.
         onnxruntime::load(&runtimes)?;
     }
-    let chosen = choose(&args)?;
+    let chosen = Chosen::find(&Wanted {
+        search: Search {
+            model: args.model.as_deref(),
+            checkpoint: args.checkpoint.as_deref(),
+            roots: model_files::trained_roots(args.train_dir.as_deref()),
+        },
+        best: args.best,
+        pipeline_config: args.pipeline_config.as_deref(),
+        label_file: args.label_file.as_deref(),
+        zoo: &args.zoo,
+    })?;
     // Not before: a download that Ctrl-C cuts short is gone on with, and needs no saving.
     interrupt::watch();
     for note in pipeline::check_supported(&chosen.config).with_context(|| chosen.source.clone())? {
         tracing::info!("{}: {note}", chosen.source);
     }
-    let records = args.validate_record.as_ref().map_or_else(
-        || records(chosen.config.eval_input_reader.as_ref(), "./dataset/validate.record"),
-        |path| vec![path.clone()],
-    );
+    let records = args.validate_record.clone().map_or_else(|| pipeline::eval_records(&chosen.config), |path| vec![path]);
     // What is to be verified on is looked for now too, not after minutes.
     let pictures = match args.verify_pictures.is_empty() {
         true => vec![],
@@ -196,66 +196,4 @@ pub fn write(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
         outln!("exported {} ({step}) -> {}", input.checkpoint.display(), path.display());
     }
     Ok(exported)
-}
-
-/// The model that is meant.
-struct Chosen {
-    /// Of its folder.
-    name: PathBuf,
-    checkpoint: PathBuf,
-    config: pb::TrainEvalPipelineConfig,
-    /// Where the config is from, for messages.
-    source: String,
-    label_map: LabelMap,
-}
-
-fn choose(args: &Args) -> Result<Chosen> {
-    if args.best && args.checkpoint.as_deref().is_some_and(|typed| !typed.is_dir()) {
-        return Err(exit::usage(
-            "--checkpoint names one and --best asks for another: leave one of them out, or name the train folder",
-        ));
-    }
-    let files = match (&args.checkpoint, &args.pipeline_config) {
-        // A checkpoint from elsewhere need not have its config beside it.
-        (Some(typed), Some(config)) => model_files::with_pipeline_config(typed, config)?,
-        (checkpoint, _) => {
-            let search = Search {
-                model: args.model.as_deref(),
-                checkpoint: checkpoint.as_deref(),
-                roots: model_files::trained_roots(args.train_dir.as_deref()),
-            };
-            match model_files::find(&search, |typed| Ok(zoo::resolve(typed)?.folder.to_string()))? {
-                ModelSource::Files(files) => files,
-                ModelSource::Zoo(name) => return pretrained(args, &name),
-            }
-        }
-    };
-    let files = ModelFiles {
-        checkpoint: if args.best { model_files::best(&files.folder)? } else { files.checkpoint },
-        pipeline_config: args.pipeline_config.clone().unwrap_or(files.pipeline_config),
-        folder: files.folder,
-    };
-    let config = model_files::config(&files)?;
-    Ok(Chosen {
-        name: model_files::name(&files.folder)?.into(),
-        source: files.pipeline_config.display().to_string(),
-        label_map: model_files::label_map(args.label_file.as_deref(), &files.folder, &config, false)?,
-        checkpoint: files.checkpoint,
-        config,
-    })
-}
-
-/// The zoo's own weights, where there is no training of the model.
-fn pretrained(args: &Args, name: &str) -> Result<Chosen> {
-    if args.best {
-        return Err(model_files::no_best(name));
-    }
-    tracing::info!("there is no training of {name} here: exporting the zoo's weights");
-    let (config, source) = match &args.pipeline_config {
-        Some(path) => (pipeline::load(path)?, path.display().to_string()),
-        None => zoo::resolve(name)?.config(Path::new("."))?,
-    };
-    let label_map = args.label_file.as_deref().map_or_else(|| Ok(coco_labels::coco()), LabelMap::load)?;
-    let options = WeightsOptions::new(&args.model_zoo_dir, args.model_zoo_url.as_deref());
-    Ok(Chosen { name: name.into(), checkpoint: weights::pretrained(name, &options)?, config, source, label_map })
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde::Serialize;
 
+use super::zoo_args::ZooArgs;
 use crate::config::weights::{self, Presence, WeightsOptions};
 use crate::config::zoo::{self, MODELS, ZooModel};
 use crate::data::resizer::Target;
@@ -28,12 +29,8 @@ pub struct Args {
     /// As JSON: a list, or the one model
     #[arg(long = "json")]
     json: bool,
-    /// Folder of pretrained models
-    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = weights::DEFAULT_ZOO_DIR)]
-    model_zoo_dir: PathBuf,
-    /// Where the archives are [default: $ODH_MODEL_ZOO_URL, or TensorFlow's model zoo]
-    #[arg(long = "model_zoo_url", value_name = "URL")]
-    model_zoo_url: Option<String>,
+    #[command(flatten)]
+    zoo: ZooArgs,
 }
 
 /// Runs `odh models`.
@@ -41,7 +38,7 @@ pub struct Args {
 /// # Errors
 /// If no model is called so, or its config in the working directory cannot be read.
 pub fn run(args: Args) -> Result<()> {
-    let options = WeightsOptions::new(&args.model_zoo_dir, args.model_zoo_url.as_deref());
+    let options = args.zoo.options();
     match &args.name {
         None if args.json => print_json(&MODELS.iter().map(|model| Line::new(model, &options)).collect::<Vec<_>>()),
         None => {

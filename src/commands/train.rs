@@ -8,23 +8,24 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ArgAction;
 use tch::Device;
 
-use crate::config::label_map::LabelMap;
+use super::zoo_args::ZooArgs;
+use crate::config::label_map::{self, LabelMap};
 use crate::config::pipeline::{self, Overrides};
-use crate::config::weights::{self, WeightsOptions};
+use crate::config::weights;
 use crate::config::zoo::{self, ZooModel};
 use crate::data::augment::Augmentation;
-use crate::data::dataset::finding::printable;
 use crate::data::loader;
 use crate::engine::eval::EvalOptions;
 use crate::engine::train::{TrainOptions, Trained, train};
 use crate::engine::{checkpoint, device, memory, model_files};
-use crate::export::folder::{ExportInput, LABEL_MAP, PIPELINE_CONFIG};
+use crate::export::folder::ExportInput;
 use crate::formats::atomic_file;
 use crate::formats::bundle_index::index_of;
 use crate::formats::lock::Lock;
 use crate::formats::tensor_bundle::BundleReader;
 use crate::logging::old_clock;
 use crate::proto::object_detection::protos as pb;
+use crate::wording::printable;
 use crate::{exit, interrupt, models, outln, prompt};
 
 /// Held in the train folder by the run that works there.
@@ -42,7 +43,7 @@ pub struct Args {
     /// Label map [default: the one that --pipeline_config names if it is there, else ./label_map.pbtxt]
     #[arg(short = 'l', long = "label_file", value_name = "FILE")]
     label_file: Option<PathBuf>,
-    /// Start anew: empty the train and eval folders of this model first
+    /// Start anew: what an earlier training left in this model's train and eval folders is deleted once the new one begins
     #[arg(short = 'r', long = "reset", value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true)]
     #[arg(default_value = "false", default_missing_value = "true", value_parser = crate::flags::boolean)]
     reset: bool,
@@ -78,12 +79,8 @@ pub struct Args {
     /// Checkpoint to start from (PREFIX of PREFIX.index), or none for random values
     #[arg(long = "fine_tune_checkpoint", value_name = "PATH|none")]
     fine_tune_checkpoint: Option<String>,
-    /// Where `MODEL.tar.gz` is downloaded from: http(s):// or file:// [default: TensorFlow's zoo, or $ODH_MODEL_ZOO_URL]
-    #[arg(long = "model_zoo_url", value_name = "URL")]
-    model_zoo_url: Option<String>,
-    /// Folder of pretrained models
-    #[arg(long = "model_zoo_dir", value_name = "FOLDER", default_value = weights::DEFAULT_ZOO_DIR)]
-    model_zoo_dir: PathBuf,
+    #[command(flatten)]
+    zoo: ZooArgs,
     /// Training records, in place of the config's
     #[arg(long = "train_record", value_name = "FILE")]
     train_record: Option<PathBuf>,
@@ -115,13 +112,13 @@ pub fn run(args: Args) -> Result<()> {
         format!("label map {}: name another with --label_file, or let `odh tfgen` write one", label_file.display())
     })?;
     let label_file_shown = label_file.display().to_string();
-    pipeline::apply(&mut config, &overrides(&args, label_file, &label_map, num_steps))?;
+    pipeline::apply(&mut config, &overrides(&args, label_file, &label_map, num_steps)).with_context(|| source.clone())?;
     let notes = pipeline::check_supported(&config).with_context(|| source.clone())?;
     let train_config = config.train_config.clone().with_context(|| format!("{source}: train_config is not set"))?;
     let model = models::from_config(&config).with_context(|| source.clone())?;
     let augmentations = Augmentation::all_from_config(&train_config).with_context(|| source.clone())?;
-    let train_records = records(config.train_input_reader.as_ref(), "./dataset/train.record");
-    let eval_records = records(config.eval_input_reader.as_ref(), "./dataset/validate.record");
+    let train_records = pipeline::train_records(&config);
+    let eval_records = pipeline::eval_records(&config);
     loader::records_exist(&train_records)?;
     if args.evaluate {
         loader::records_exist(&eval_records).context("there is nothing to evaluate on; `-e False` trains without evaluation")?;
@@ -138,7 +135,7 @@ pub fn run(args: Args) -> Result<()> {
     let _lock = Lock::take(&train_dir.join(LOCK), &train_dir)?;
     let resume_from = resume_from(&args, &train_dir)?;
     if resume_from.is_some() {
-        same_classes(&label_map, &label_file_shown, &train_dir.join(LABEL_MAP))?;
+        same_classes(&label_map, &label_file_shown, &train_dir.join(label_map::FILE_NAME))?;
     }
     let seed = seed(args.seed, resume_from.as_deref());
     tracing::info!("Program start [ model : {name}, num steps : {num_steps} ]");
@@ -147,7 +144,7 @@ pub fn run(args: Args) -> Result<()> {
         device::name(device),
         seed,
         train_config.batch_size(),
-        label_map.num_classes()
+        label_map.items.len()
     );
     for note in notes {
         tracing::info!("{note}");
@@ -158,7 +155,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     // The config that is kept says what the training began with, which a resumed one does not look for again.
     let began_with = match &resume_from {
-        Some(_) => began_with(&train_dir.join(PIPELINE_CONFIG)),
+        Some(_) => began_with(&train_dir.join(pipeline::FILE_NAME)),
         None => Some(start_from.clone()),
     };
     pipeline::apply(&mut config, &Overrides { fine_tune_checkpoint: began_with, ..Overrides::default() })?;
@@ -203,8 +200,8 @@ pub fn run(args: Args) -> Result<()> {
         if args.reset {
             empty(&[&options.train_dir, &options.eval_dir])?;
         }
-        atomic_file::write(&options.train_dir.join(PIPELINE_CONFIG), pipeline::to_text(&config).as_bytes())?;
-        atomic_file::write(&options.train_dir.join(LABEL_MAP), label_map.to_text()?.as_bytes())
+        atomic_file::write(&options.train_dir.join(pipeline::FILE_NAME), pipeline::to_text(&config).as_bytes())?;
+        atomic_file::write(&options.train_dir.join(label_map::FILE_NAME), label_map.to_text()?.as_bytes())
     };
     let trained = train(model.as_ref(), &options, begin).inspect_err(|e| {
         if exit::code(e) == 130 {
@@ -228,15 +225,14 @@ pub fn run(args: Args) -> Result<()> {
 
 /// The name of the run's folders, and the zoo's model if it is one.
 fn which_model(args: &Args) -> Result<(String, Option<&'static ZooModel>)> {
-    let chosen = match (&args.model, &args.pipeline_config) {
-        (Some(typed), _) => Some(zoo::resolve(typed)?),
+    let model = match (&args.model, &args.pipeline_config) {
+        (Some(typed), _) => zoo::resolve(typed)?,
         (None, Some(path)) => {
             let stem = path.file_stem().and_then(|s| s.to_str()).context("the pipeline config's name is not UTF-8; rename it")?;
             return Ok((stem.to_string(), zoo::MODELS.iter().find(|m| m.folder == stem)));
         }
-        (None, None) => Some(zoo::choose_model()?),
+        (None, None) => zoo::choose_model()?,
     };
-    let model = chosen.context("no model was chosen")?;
     Ok((model.folder.to_string(), Some(model)))
 }
 
@@ -273,23 +269,13 @@ fn label_file(args: &Args, config: &pb::TrainEvalPipelineConfig) -> PathBuf {
 
 fn overrides(args: &Args, label_file: PathBuf, label_map: &LabelMap, num_steps: u32) -> Overrides {
     Overrides {
-        num_classes: Some(label_map.num_classes()),
+        num_classes: Some(label_map.max_id()),
         batch_size: args.batch_size,
         num_steps: Some(num_steps),
         label_map: Some(label_file),
         train_record: args.train_record.clone(),
         validate_record: args.validate_record.clone(),
         fine_tune_checkpoint: None,
-    }
-}
-
-/// The record files of an input reader.
-pub fn records(reader: Option<&pb::InputReader>, default: &str) -> Vec<PathBuf> {
-    match reader.and_then(|r| r.input_reader.as_ref()) {
-        Some(pb::input_reader::InputReader::TfRecordInputReader(records)) if !records.input_path.is_empty() => {
-            records.input_path.iter().map(PathBuf::from).collect()
-        }
-        _ => vec![PathBuf::from(default)],
     }
 }
 
@@ -313,10 +299,7 @@ fn start_from(
     let folder = Path::new(named).parent().and_then(Path::file_name);
     let zoo_model = zoo_model.or_else(|| zoo::MODELS.iter().find(|model| folder == Some(model.folder.as_ref())));
     match zoo_model {
-        Some(model) => {
-            let options = WeightsOptions::new(&args.model_zoo_dir, args.model_zoo_url.as_deref());
-            weights::pretrained(model.folder, &options).map(Some)
-        }
+        Some(model) => weights::pretrained(model.folder, &args.zoo.options()).map(Some),
         None if named.is_empty() => Err(exit::usage(format!(
             "{name}: the config names no fine_tune_checkpoint; say which with --fine_tune_checkpoint PATH, or start from random values with \
              --fine_tune_checkpoint none"

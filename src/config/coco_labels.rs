@@ -32,7 +32,7 @@ mod tests {
     #[test]
     fn the_ids_rise_to_ninety() {
         assert!(CLASSES.windows(2).all(|w| w[0].0 < w[1].0));
-        assert_eq!(coco().num_classes(), 90);
+        assert_eq!(coco().max_id(), 90);
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::proto::object_detection::protos as pb;
 
 const ROOT: &str = "object_detection.protos.StringIntLabelMap";
 
+/// What a label map is called, in a project and beside a checkpoint.
+pub const FILE_NAME: &str = "label_map.pbtxt";
+
 /// Classes and their ids, in the order of the ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LabelMap {
@@ -81,7 +84,7 @@ impl LabelMap {
         for name in names {
             let name = name.into();
             if map.items.iter().all(|item| item.name != name) {
-                map.items.push(Item { id: map.num_classes() + 1, name, display_name: None });
+                map.items.push(Item { id: map.max_id() + 1, name, display_name: None });
             }
         }
         map
@@ -112,7 +115,7 @@ impl LabelMap {
     }
 
     /// The largest id: how many classes a model must have to predict every one.
-    pub fn num_classes(&self) -> u32 {
+    pub fn max_id(&self) -> u32 {
         self.items.iter().map(|item| item.id).max().unwrap_or(0)
     }
 
@@ -167,19 +170,18 @@ impl LabelMap {
     /// What is allowed and yet worth saying: ids that no class has.
     pub fn notes(&self) -> Vec<String> {
         let taken: HashSet<u32> = self.items.iter().map(|item| item.id).collect();
-        let shown: Vec<String> =
-            (1..=self.num_classes()).filter(|id| !taken.contains(id)).take(5).map(|id| id.to_string()).collect();
+        let shown: Vec<String> = (1..=self.max_id()).filter(|id| !taken.contains(id)).take(5).map(|id| id.to_string()).collect();
         if shown.is_empty() {
             return Vec::new();
         }
-        let rest = match self.num_classes() as usize - taken.len() - shown.len() {
+        let rest = match self.max_id() as usize - taken.len() - shown.len() {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
         vec![format!(
             "no class has id {}{rest}: the model still reserves outputs up to the largest id, {}",
             shown.join(", "),
-            self.num_classes()
+            self.max_id()
         )]
     }
 
@@ -236,7 +238,7 @@ mod tests {
         let text = map.to_text().unwrap();
         assert_eq!(LabelMap::parse(&text, "map.pbtxt").unwrap(), map);
         assert!(text.starts_with("item {\n  name: \"cat\"\n  id: 1\n}\n\nitem {\n"), "{text}");
-        assert_eq!(map.num_classes(), 3);
+        assert_eq!(map.max_id(), 3);
     }
 
     #[test]
@@ -265,7 +267,7 @@ mod tests {
     #[test]
     fn gaps_are_allowed_and_noted() {
         let map = LabelMap::parse("item { id: 1 name: 'a' } item { id: 90 name: 'b' }", "x").unwrap();
-        assert_eq!(map.num_classes(), 90);
+        assert_eq!(map.max_id(), 90);
         assert!(map.notes()[0].contains("id 2, 3, 4, 5, 6 and 83 more"), "{:?}", map.notes());
         assert!(LabelMap::from_names(["a", "b"]).notes().is_empty());
     }

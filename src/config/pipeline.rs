@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use crate::config::{support, text};
 use crate::formats::averages::Values;
 use crate::proto::object_detection::protos as pb;
+
+/// What a pipeline config is called beside a checkpoint.
+pub const FILE_NAME: &str = "pipeline.config";
 
 const ROOT: &str = "object_detection.protos.TrainEvalPipelineConfig";
 
@@ -42,8 +45,37 @@ pub fn to_text(config: &pb::TrainEvalPipelineConfig) -> String {
 /// If the config has no model, or sets fields that change the result and are not supported; each is named.
 pub fn check_supported(config: &pb::TrainEvalPipelineConfig) -> Result<Vec<String>> {
     let notes = support::check(&text::reflect(ROOT, config)?)?;
-    ensure!(config.model.as_ref().is_some_and(|m| m.model.is_some()), "the pipeline config has no model: set model.ssd");
+    model(config)?;
     Ok(notes)
+}
+
+const NO_MODEL: &str = "the config has no model: set model.ssd or model.faster_rcnn";
+
+/// The model that the config describes.
+///
+/// # Errors
+/// If it describes none.
+pub fn model(config: &pb::TrainEvalPipelineConfig) -> Result<&pb::detection_model::Model> {
+    config.model.as_ref().and_then(|model| model.model.as_ref()).context(NO_MODEL)
+}
+
+/// The files of training records: the config's, or else tfgen's.
+pub fn train_records(config: &pb::TrainEvalPipelineConfig) -> Vec<PathBuf> {
+    records(config.train_input_reader.as_ref(), "./dataset/train.record")
+}
+
+/// The files of validation records, likewise.
+pub fn eval_records(config: &pb::TrainEvalPipelineConfig) -> Vec<PathBuf> {
+    records(config.eval_input_reader.as_ref(), "./dataset/validate.record")
+}
+
+fn records(reader: Option<&pb::InputReader>, default: &str) -> Vec<PathBuf> {
+    match reader.and_then(|reader| reader.input_reader.as_ref()) {
+        Some(pb::input_reader::InputReader::TfRecordInputReader(records)) if !records.input_path.is_empty() => {
+            records.input_path.iter().map(PathBuf::from).collect()
+        }
+        _ => vec![PathBuf::from(default)],
+    }
 }
 
 /// Which values of the variables are evaluated, exported and detected with.
@@ -76,10 +108,10 @@ pub struct Overrides {
 /// The model's classes; 0 if the config has no model.
 pub fn num_classes(config: &pb::TrainEvalPipelineConfig) -> u32 {
     use pb::detection_model::Model;
-    let count = match config.model.as_ref().and_then(|model| model.model.as_ref()) {
-        Some(Model::Ssd(ssd)) => ssd.num_classes(),
-        Some(Model::FasterRcnn(faster_rcnn)) => faster_rcnn.num_classes(),
-        None => 0,
+    let count = match model(config) {
+        Ok(Model::Ssd(ssd)) => ssd.num_classes(),
+        Ok(Model::FasterRcnn(faster_rcnn)) => faster_rcnn.num_classes(),
+        Err(_) => 0,
     };
     u32::try_from(count).unwrap_or(0)
 }
@@ -95,7 +127,7 @@ pub fn apply(config: &mut pb::TrainEvalPipelineConfig, overrides: &Overrides) ->
         match config.model.as_mut().and_then(|m| m.model.as_mut()) {
             Some(Model::Ssd(ssd)) => ssd.num_classes = classes,
             Some(Model::FasterRcnn(faster_rcnn)) => faster_rcnn.num_classes = classes,
-            None => bail!("the pipeline config has no model: set model.ssd"),
+            None => bail!(NO_MODEL),
         }
     }
     let train = config.train_config.get_or_insert_default();

@@ -319,7 +319,7 @@ const TABLE: &[Message] = &[
         ("queue_capacity", NoEffect(QUEUES)), ("min_after_dequeue", NoEffect(QUEUES)), ("read_block_length", NoEffect(QUEUES)),
         ("prefetch_size", NoEffect(QUEUES)), ("num_parallel_map_calls", NoEffect(QUEUES)), ("num_parallel_batches", NoEffect(QUEUES)),
         ("num_prefetch_batches", NoEffect(QUEUES)), ("max_number_of_boxes", NoEffect("every box of a picture counts")),
-        ("use_display_name", NoEffect("classes are read by their ids")),
+        ("use_display_name", NoEffect("classes are read by their ids, and without ids by either name")),
         ("mask_type", NoEffect("masks are not read")),
         ("load_instance_masks", Only(FALSE, MASKS)),
         ("load_multiclass_scores", Only(FALSE, MULTICLASS)),

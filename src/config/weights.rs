@@ -226,7 +226,7 @@ fn how_to_have_it(name: &str, url: &str, options: &WeightsOptions) -> String {
     let archive = options.zoo_dir.join(archive_name(name));
     format!(
         "the pretrained weights of `{name}` cannot be had from {url}: either put that file at `{}` (or unpack it to `{}`), or name \
-         another place that has {} ({BASE_URL_VARIABLE} in the environment; {BASE_URL_FLAG} URL for train and export). To \
+         another place that has {} ({BASE_URL_FLAG} URL, or {BASE_URL_VARIABLE} in the environment). To \
          train without pretrained weights, give `odh train` --fine_tune_checkpoint none",
         archive.display(),
         options.zoo_dir.join(name).display(),

@@ -259,14 +259,12 @@ impl Augmentation {
                 min_ratio: pair("ssd_random_crop_pad_fixed_aspect_ratio: min_padded_size_ratio", &c.min_padded_size_ratio, 1.0)?,
                 max_ratio: pair("ssd_random_crop_pad_fixed_aspect_ratio: max_padded_size_ratio", &c.max_padded_size_ratio, 2.0)?,
             },
-            Step::ScaleBoxesToPixelCoordinates(_) => bail!(
-                "data_augmentation_options: scale_boxes_to_pixel_coordinates is not supported: boxes stay normalized until \
-                 the model scales them; remove it"
-            ),
-            Step::RgbToGray(_) => bail!(unsupported("rgb_to_gray")),
-            Step::ConvertClassLogitsToSoftmax(_) => bail!(unsupported("convert_class_logits_to_softmax")),
-            Step::RandomAbsolutePadImage(_) => bail!(unsupported("random_absolute_pad_image")),
-            Step::RandomSelfConcatImage(_) => bail!(unsupported("random_self_concat_image")),
+            // The check of the whole config has said more of them.
+            Step::ScaleBoxesToPixelCoordinates(_)
+            | Step::RgbToGray(_)
+            | Step::ConvertClassLogitsToSoftmax(_)
+            | Step::RandomAbsolutePadImage(_)
+            | Step::RandomSelfConcatImage(_) => bail!("a step that is not supported; remove it"),
         })
     }
 
@@ -319,10 +317,6 @@ impl Augmentation {
             }
         }
     }
-}
-
-fn unsupported(step: &str) -> String {
-    format!("data_augmentation_options: {step} is not supported; remove it")
 }
 
 /// Bilinear, with the corners of both pictures on each other.

@@ -16,7 +16,7 @@ const JPEG_QUALITY: u8 = 92;
 pub fn format_of(path: &Path) -> Option<Format> {
     match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
         "jpg" | "jpeg" | "jpe" | "jfif" => Some(Format::Jpeg),
-        "png" => Some(Format::Png),
+        "png" | "apng" => Some(Format::Png),
         "bmp" | "dib" => Some(Format::Bmp),
         "gif" => Some(Format::Gif),
         "webp" => Some(Format::WebP),

@@ -8,7 +8,6 @@ use image::{DynamicImage, ImageError, ImageFormat, ImageReader, Limits};
 
 use crate::data::jpeg::{self, Dct};
 use crate::data::png;
-pub use crate::data::resize::{resize_bilinear, resize_bilinear_into};
 
 /// Pixels in one picture that are still decoded: TensorFlow refuses 2^29 samples or more.
 pub const MAX_PIXELS: u64 = (1 << 29) / 3;
@@ -207,7 +206,7 @@ fn gif_blocks_to_the_end(bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// If the bytes are no picture, or one that is damaged, truncated or too large, or a JPEG of a kind that cannot be read
-/// (12 bits a sample, lossless, arithmetic coding). Never panics, whatever the bytes.
+/// (12 bits a sample, lossless, hierarchical). Never panics, whatever the bytes.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     decode_with(bytes, Dct::Fast)
 }

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::io::{BufRead, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail, ensure};
 use memchr::memchr;
 use mozjpeg::{ColorSpace, DctMethod, Decompress, Marker};
 
@@ -200,6 +200,29 @@ impl BufRead for Source<'_> {
     }
 }
 
+/// Makes sure that a JPEG is of a kind that TensorFlow decodes.
+///
+/// # Errors
+/// If it is not, with what to do.
+pub fn check_kind(header: &Header) -> Result<()> {
+    ensure!(
+        header.precision == 8,
+        "the JPEG has {} bits a sample and only 8 can be used; convert it to an 8-bit JPEG or PNG",
+        header.precision
+    );
+    ensure!(
+        header.is_decodable(),
+        "the JPEG is of a rare kind (SOF{}: lossless or hierarchical) that cannot be used; convert it to a baseline JPEG",
+        header.process - 0xC0
+    );
+    ensure!(
+        matches!(header.components, 1 | 3 | 4),
+        "the JPEG has {} channels and only 1, 3 or 4 can be used; convert it to RGB",
+        header.components
+    );
+    Ok(())
+}
+
 /// Decodes to RGB: `(width, height, [height, width, 3])`, as TensorFlow's `decode_jpeg(channels=3)` does.
 ///
 /// # Errors
@@ -209,15 +232,7 @@ impl BufRead for Source<'_> {
 pub fn decode(bytes: &[u8], dct: Dct) -> Result<(usize, usize, Vec<u8>)> {
     libjpeg_errors::take_loss();
     let header = header(bytes)?;
-    if header.precision != 8 {
-        bail!("a JPEG with {} bits a sample; only 8 can be read: convert the picture to 8 bits", header.precision);
-    }
-    if !header.is_decodable() {
-        bail!(
-            "a JPEG of coding process SOF{}; only baseline, extended and progressive can be read: convert the picture",
-            header.process - 0xC0
-        );
-    }
+    check_kind(&header)?;
     // A damaged header would only cost memory and time, at more blocks than the data can stand for.
     if header.width.div_ceil(8) * header.height.div_ceil(8) / header.blocks_a_bit() > bytes.len() * 8 {
         bail!(

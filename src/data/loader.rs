@@ -132,11 +132,6 @@ impl Loader {
         Ok(Self { feed: Feed::start(options, None)? })
     }
 
-    /// Pictures in a pass.
-    pub fn pictures(&self) -> usize {
-        self.feed.pictures
-    }
-
     /// See [`Records::fingerprint`].
     pub fn fingerprint(&self) -> u64 {
         self.feed.fingerprint
@@ -189,7 +184,6 @@ struct Feed {
     batches: Option<Receiver<Result<Batch>>>,
     stop: Stop<Prepared>,
     assembler: Option<JoinHandle<()>>,
-    pictures: usize,
     fingerprint: u64,
 }
 
@@ -251,7 +245,7 @@ impl Feed {
             .name("loader-batch".into())
             .spawn(assemble)
             .context("a loader thread cannot be started")?;
-        Ok(Self { batches: Some(batches), stop, assembler: Some(assembler), pictures: len as usize, fingerprint })
+        Ok(Self { batches: Some(batches), stop, assembler: Some(assembler), fingerprint })
     }
 
     fn take(&mut self) -> Option<Result<Batch>> {

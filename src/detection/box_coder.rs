@@ -53,6 +53,16 @@ mod tests {
     }
 
     #[test]
+    fn a_box_is_encoded_by_its_centre_and_size_each_with_its_factor() {
+        let coder = BoxCoder { scale: [10.0, 20.0, 5.0, 2.0] };
+        // The anchor's centre is (0.3, 0.35) and its size 0.2 x 0.5; the box's (0.4, 0.55) and 0.4 x 0.7.
+        let code = coder.encode(&[0.2, 0.2, 0.6, 0.9], &[0.2, 0.1, 0.4, 0.6]);
+        for (found, expected) in code.iter().zip([10.0 * 0.5, 20.0 * 0.4, 5.0 * 2f32.ln(), 2.0 * 1.4f32.ln()]) {
+            assert!((found - expected).abs() < 1e-5, "{code:?}");
+        }
+    }
+
+    #[test]
     fn a_box_that_is_its_anchor_encodes_to_zero() {
         let coder = BoxCoder { scale: [10.0, 10.0, 5.0, 5.0] };
         let b = [0.1, 0.2, 0.5, 0.9];

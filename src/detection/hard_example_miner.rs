@@ -31,7 +31,6 @@ pub struct HardExampleMiner {
 pub struct Mined {
     /// Anchors, worst first.
     pub selected: Vec<usize>,
-    pub num_positives: usize,
     pub num_negatives: usize,
 }
 
@@ -46,9 +45,8 @@ impl HardExampleMiner {
         let positive = |a: usize| matches!(matches[a], Match::Groundtruth(_));
         let negative = |a: usize| matches!(matches[a], Match::Background);
         let Some(ratio) = self.max_negatives_per_positive else {
-            let num_positives = candidates.iter().filter(|&&a| positive(a)).count();
             let num_negatives = candidates.iter().filter(|&&a| negative(a)).count();
-            return Mined { selected: candidates, num_positives, num_negatives };
+            return Mined { selected: candidates, num_negatives };
         };
         let num_positives = candidates.iter().filter(|&&a| positive(a)).count();
         let max_negatives = self.min_negatives_per_image.max((ratio * num_positives as f32) as usize);
@@ -63,7 +61,7 @@ impl HardExampleMiner {
                     }
             })
             .collect();
-        Mined { selected, num_positives, num_negatives }
+        Mined { selected, num_negatives }
     }
 }
 
@@ -123,7 +121,7 @@ mod tests {
         matches[9] = Match::Ignored;
         let mined = miner.mine(&boxes, &losses, &matches);
         assert_eq!(mined.selected, [8, 7, 6, 0]);
-        assert_eq!((mined.num_positives, mined.num_negatives), (1, 3));
+        assert_eq!(mined.num_negatives, 3);
         matches[0] = Match::Background;
         assert!(miner.mine(&boxes, &losses, &matches).selected.is_empty());
     }

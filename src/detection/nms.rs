@@ -1,9 +1,9 @@
 //! Non-maximum suppression on plain rows, as TensorFlow's kernel does it: a box goes when its IoU with a better one is strictly greater
 //! than the threshold; ties in score keep index order (upstream core/post_processing.py).
 
-use super::boxes::{BBox, Detections, area, clip};
+use super::boxes::{BBox, Detections, area};
 
-/// How `multiclass` selects.
+/// How [`multiclass`] selects.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NmsOptions {
     /// A score must be greater.
@@ -60,16 +60,6 @@ pub(super) fn overlaps_more(a: &BBox, a_size: f32, b: &BBox, b_size: f32, thresh
     intersection / (a_size + b_size - intersection) > threshold
 }
 
-/// Per class: score threshold, clip to the picture, drop the empty, suppress; then the best of all classes.
-///
-/// * `boxes`: `[A]`, normalized, shared by all classes.
-/// * `scores`: `[A * K]`, row-major, without background.
-/// * `window`: boxes are clipped to it.
-pub fn multiclass(boxes: &[BBox], scores: &[f32], num_classes: usize, window: &BBox, options: &NmsOptions) -> Detections {
-    let clipped: Vec<BBox> = boxes.iter().map(|b| clip(b, window)).collect();
-    multiclass_clipped(ClassBoxes::Shared(&clipped), scores, num_classes, options)
-}
-
 /// The boxes of every class.
 #[derive(Debug, Clone, Copy)]
 pub enum ClassBoxes<'a> {
@@ -79,8 +69,11 @@ pub enum ClassBoxes<'a> {
     Own(&'a [BBox]),
 }
 
-/// As [`multiclass`], of boxes that are clipped already.
-pub fn multiclass_clipped(boxes: ClassBoxes, scores: &[f32], num_classes: usize, options: &NmsOptions) -> Detections {
+/// Per class: score threshold, drop the empty, suppress; then the best of all classes.
+///
+/// * `boxes`: normalized or in pixels, clipped to the picture already.
+/// * `scores`: `[A * K]`, row-major, without background.
+pub fn multiclass(boxes: ClassBoxes, scores: &[f32], num_classes: usize, options: &NmsOptions) -> Detections {
     let rows = match boxes {
         ClassBoxes::Shared(boxes) => boxes.len(),
         ClassBoxes::Own(boxes) => boxes.len() / num_classes,
@@ -133,10 +126,10 @@ mod tests {
     }
 
     #[test]
-    fn a_box_outside_the_picture_is_dropped_and_one_across_its_edge_clipped() {
-        let boxes = [[-1.0, -1.0, -0.5, -0.5], [0.5, 0.5, 1.5, 1.5]];
+    fn a_box_that_clipping_left_no_area_is_dropped() {
+        let boxes = [[0.0, 0.0, 0.0, 0.0], [0.5, 0.5, 1.0, 1.0]];
         let options = NmsOptions { score_threshold: 1e-8, iou_threshold: 0.6, max_per_class: 100, max_total: 100 };
-        let found = multiclass(&boxes, &[0.9, 0.8], 1, &[0.0, 0.0, 1.0, 1.0], &options);
+        let found = multiclass(ClassBoxes::Shared(&boxes), &[0.9, 0.8], 1, &options);
         assert_eq!(found.boxes, [[0.5, 0.5, 1.0, 1.0]]);
     }
 
@@ -144,7 +137,7 @@ mod tests {
     fn classes_do_not_suppress_each_other() {
         let boxes = [[0.0, 0.0, 0.5, 0.5]];
         let options = NmsOptions { score_threshold: 0.0, iou_threshold: 0.6, max_per_class: 100, max_total: 1 };
-        let found = multiclass(&boxes, &[0.3, 0.8], 2, &[0.0, 0.0, 1.0, 1.0], &options);
+        let found = multiclass(ClassBoxes::Shared(&boxes), &[0.3, 0.8], 2, &options);
         assert_eq!((found.classes, found.scores), (vec![1], vec![0.8]));
     }
 }

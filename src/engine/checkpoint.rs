@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::Optimizer;
@@ -244,23 +244,26 @@ pub fn load(prefix: &Path, variables: &mut Variables, values: Values) -> Result<
 /// A whole run from its checkpoint: variables, optimizer, step, and where the loader stood.
 ///
 /// # Errors
-/// As `load`; or if the optimizer's state or the run's state is missing.
+/// As `load`; or if the optimizer's state does not fit, there is no step, or the run's state is damaged.
 pub fn resume(prefix: &Path, variables: &mut Variables, optimizer: &mut Optimizer) -> Result<(u64, Option<RunState>)> {
     let bundle = BundleReader::open(prefix)?;
-    load_variables(&bundle, prefix, variables, Values::Trained).map_err(|error| match bundle.verify() {
-        Ok(()) => anyhow!("{error:#} Put back what was changed, or start anew with --reset"),
+    // A damaged file says nothing of the config.
+    let changed = |error: anyhow::Error, advice: &str| match bundle.verify() {
+        Ok(()) => error.context(format!("{}: {advice}, or start anew with --reset", prefix.display())),
         Err(_) => error,
-    })?;
+    };
+    load_variables(&bundle, prefix, variables, Values::Trained)
+        .map_err(|error| changed(error, "the training's variables are not the config's; put back what was changed"))?;
     let read = |name: &str| bundle.get(name).map(|_| bundle.read_f32(name)).transpose();
-    optimizer.restore(variables, read).map_err(|error| match bundle.verify() {
-        Ok(()) => error.context(format!(
-            "{}: the optimizer's state does not fit; was the config's optimizer changed? Start anew with --reset",
+    optimizer
+        .restore(variables, read)
+        .map_err(|error| changed(error, "the optimizer's state is not of the config's optimizer; put back what was changed"))?;
+    let step = step_of(&bundle)?.with_context(|| {
+        format!(
+            "{}: there is no {GLOBAL_STEP}; go on from another with --checkpoint, or start anew with --reset",
             prefix.display()
-        )),
-        // A damaged file says nothing of the config.
-        Err(_) => error,
+        )
     })?;
-    let step = step_of(&bundle)?.with_context(|| format!("{}: there is no {GLOBAL_STEP}", prefix.display()))?;
     Ok((step, read_run_state(prefix)?))
 }
 

@@ -12,13 +12,13 @@ use crate::data::image::RgbImage;
 use crate::data::loader::{Classes, LoaderOptions, OnePass};
 use crate::data::{draw, encode, image};
 use crate::formats::events::EventWriter;
+use crate::interrupt;
 use crate::metrics::coco::CocoEvaluator;
 use crate::metrics::matching::{PictureDetections, PictureGroundtruth};
 use crate::metrics::pascal::PascalEvaluator;
 use crate::models::DetectionModel;
 use crate::models::pictures::Pictures;
 use crate::net::variables::Variables;
-use crate::{exit, interrupt};
 
 /// What to evaluate on, and how.
 #[derive(Debug, Clone)]
@@ -81,9 +81,7 @@ pub fn evaluate(
     };
     let mut drawn = Vec::new();
     for batch in pass {
-        if interrupt::requested() {
-            return Err(exit::interrupted(format!("stopped while evaluating `{}`", checkpoint.display())));
-        }
+        interrupt::check(|| format!("stopped while evaluating `{}`", checkpoint.display()))?;
         let batch = batch?;
         let pictures = Pictures::new(&batch.images, (batch.height, batch.width), &batch.sizes, device)?;
         let found = network.detect(&pictures)?;

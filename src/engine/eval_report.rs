@@ -7,10 +7,10 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::config::label_map::LabelMap;
-use crate::data::dataset::finding::printable;
 use crate::formats::atomic_file;
 use crate::metrics::coco::{CocoResult, CocoStats};
 use crate::metrics::pascal::PascalResult;
+use crate::wording::{columns, plural, printable};
 
 /// What was evaluated, on what, and how long it took.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -108,7 +108,7 @@ pub fn map_in(path: &Path) -> Option<f64> {
 impl EvalReport {
     /// Puts the figures beside the names of their classes.
     pub fn new(run: EvalRun, label_map: &LabelMap, pascal: &PascalResult, coco: &CocoResult) -> Self {
-        let mut classes: Vec<ClassReport> = label_map
+        let classes: Vec<ClassReport> = label_map
             .items
             .iter()
             .map(|item| {
@@ -126,7 +126,6 @@ impl EvalReport {
                 }
             })
             .collect();
-        classes.sort_by_key(|c| c.id);
         Self {
             run,
             pascal: PascalReport { map: pascal.map, mean_corloc: pascal.mean_corloc, classes },
@@ -180,18 +179,18 @@ impl EvalReport {
     pub fn table(&self) -> String {
         let run = &self.run;
         let mut out = format!(
-            "{} at step {}: {} pictures, {} boxes, {:.1} s ({:.1} pictures/s) on {}\n\n",
+            "{} at step {}: {}, {}, {:.1} s ({:.1} pictures/s) on {}\n\n",
             run.model,
             run.step,
-            run.pictures,
-            run.groundtruth_boxes,
+            plural(run.pictures, "picture"),
+            plural(run.groundtruth_boxes, "box"),
             run.seconds,
             self.rate(),
             run.device
         );
         let total: usize = self.pascal.classes.iter().map(|c| c.groundtruth_boxes).sum();
-        let names = self.pascal.classes.iter().map(|c| c.name.as_str()).chain(["NAME", "mAP"]);
-        let width = names.map(columns).max().unwrap_or(0);
+        let names = self.pascal.classes.iter().map(|c| printable(&c.name)).chain(["NAME", "mAP"].map(String::from));
+        let width = names.map(|name| columns(&name)).max().unwrap_or(0);
         // Writing to a String cannot fail.
         let mut row = |id: &str, name: &str, cells: [&str; 3]| {
             let gap = " ".repeat(width.saturating_sub(columns(name)));
@@ -245,16 +244,6 @@ fn cell(value: f64) -> String {
     if value.is_nan() || value < 0.0 { "-".to_string() } else { format!("{value:.4}") }
 }
 
-/// Columns that a text takes on a terminal: two for Hangul, kana, Han and full-width letters.
-fn columns(text: &str) -> usize {
-    let wide = |c: char| {
-        matches!(u32::from(c),
-            0x1100..=0x115F | 0x2E80..=0xA4CF | 0xAC00..=0xD7A3 | 0xF900..=0xFAFF | 0xFE30..=0xFE6F | 0xFF00..=0xFF60
-            | 0xFFE0..=0xFFE6 | 0x1F300..=0x1FAFF | 0x20000..=0x3FFFD)
-    };
-    text.chars().map(|c| if wide(c) { 2 } else { 1 }).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,7 +258,7 @@ mod tests {
         let (a, b) = ([0., 0., 20., 20.], [30., 30., 60., 60.]);
         let groundtruth = PictureGroundtruth { boxes_px: vec![a, b], classes: vec![1, 2], ..Default::default() };
         let detections = PictureDetections { boxes_px: vec![a], classes: vec![1], scores: vec![0.9] };
-        let mut pascal = PascalEvaluator::new(label_map.num_classes() as usize);
+        let mut pascal = PascalEvaluator::new(label_map.max_id() as usize);
         let mut coco = CocoEvaluator::new(label_map.items.iter().map(|i| i.id));
         pascal.add(&groundtruth, &detections);
         coco.add(0, &groundtruth, &detections);
@@ -290,7 +279,7 @@ mod tests {
     fn the_table_has_every_class_and_both_means() {
         let table = report().table();
         let lines: Vec<&str> = table.lines().collect();
-        assert!(lines[0].contains("step 300: 1 pictures, 2 boxes, 0.5 s (2.0 pictures/s) on cpu"), "{table}");
+        assert!(lines[0].contains("step 300: 1 picture, 2 boxes, 0.5 s (2.0 pictures/s) on cpu"), "{table}");
         assert_eq!(lines[3], "   1  raccoon   1.0000   1.0000        1", "{table}");
         assert_eq!(lines[4], "   2  회로      0.0000   0.0000        1", "{table}");
         assert_eq!(lines[5], "   4  fox            -        -        0", "{table}");

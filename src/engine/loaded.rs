@@ -59,9 +59,7 @@ impl ModelDetector {
             label_map,
         })
     }
-}
 
-impl ModelDetector {
     /// What might be found as well, had sums been rounded otherwise ([`Frozen::rounded_otherwise`]).
     pub fn rounded_otherwise(&self, picture: &RgbImage) -> Result<Vec<Detections>> {
         self.network.rounded_otherwise(&self.resized(picture)?)

@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::checkpoint;
-use crate::config::label_map::LabelMap;
+use crate::config::label_map::{self, LabelMap};
 use crate::config::{coco_labels, pipeline, zoo};
-use crate::data::dataset::summary::plural;
 use crate::exit;
 use crate::formats::atomic_file::is_hidden;
 use crate::formats::bundle_index::index_of;
-use crate::formats::checkpoint_state;
+use crate::formats::{checkpoint_state, tensor_bundle};
 use crate::proto::object_detection::protos as pb;
 
 /// The files of one trained model.
@@ -78,7 +77,7 @@ pub fn find(search: &Search, resolve: impl Fn(&str) -> Result<String>) -> Result
         }
     }
     let zoo = resolve(model).map_err(|error| match models_below(&search.roots).join(", ") {
-        _ if typed.is_dir() => anyhow!("`{model}` is a folder without a checkpoint: no `checkpoint` file, no *.index"),
+        _ if typed.is_dir() => anyhow!(without_checkpoint(typed)),
         none if none.is_empty() => error,
         names => error.context(format!("no model `{model}` was trained here, only {names}")),
     })?;
@@ -104,7 +103,9 @@ pub fn best(folder: &Path) -> Result<PathBuf> {
 
 /// What to say where the best checkpoint is wanted of a model that was not trained here: exit code 2.
 pub fn no_best(model: &str) -> anyhow::Error {
-    exit::usage(format!("there is no training of `{model}` here, and so no best checkpoint"))
+    exit::usage(format!(
+        "there is no training of `{model}` here, and so no best checkpoint; leave --best out for the zoo's weights"
+    ))
 }
 
 /// What a model's folder is called, also where it was typed as `.`; a link has a name of its own.
@@ -147,8 +148,12 @@ fn latest_in(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(Some(state.latest))
 }
 
+fn without_checkpoint(folder: &Path) -> String {
+    format!("`{}` is a folder without a checkpoint: no `checkpoint` file, no *.index", folder.display())
+}
+
 fn with_config(folder: &Path, checkpoint: PathBuf) -> Result<ModelFiles> {
-    let pipeline_config = folder.join("pipeline.config");
+    let pipeline_config = folder.join(pipeline::FILE_NAME);
     ensure!(
         pipeline_config.is_file(),
         "`{}` is there but not `{}`, which says what model it is of; copy the model's config there",
@@ -161,8 +166,7 @@ fn with_config(folder: &Path, checkpoint: PathBuf) -> Result<ModelFiles> {
 /// The model of a checkpoint that was named.
 fn at_checkpoint(typed: &Path) -> Result<ModelFiles> {
     if typed.is_dir() {
-        let found = in_folder(typed)?;
-        return found.with_context(|| format!("`{}` has no checkpoint: no `checkpoint` file, no *.index", typed.display()));
+        return in_folder(typed)?.with_context(|| without_checkpoint(typed));
     }
     let prefix = existing(typed)?;
     with_config(&folder_of(&prefix), prefix)
@@ -176,13 +180,7 @@ fn at_checkpoint(typed: &Path) -> Result<ModelFiles> {
 /// If it has no index.
 pub fn existing(typed: &Path) -> Result<PathBuf> {
     let prefix = prefix_of(typed);
-    ensure!(
-        index_of(&prefix).is_file() || !prefix.is_file(),
-        "`{}` is one file, as TensorFlow's Saver wrote before 0.12 and with write_version V1; checkpoints of an index and data files can be \
-         read: save it again in TensorFlow",
-        prefix.display()
-    );
-    ensure!(index_of(&prefix).is_file(), "`{}` is not there: no such checkpoint", index_of(&prefix).display());
+    ensure!(index_of(&prefix).is_file(), tensor_bundle::explain_no_index(&prefix));
     Ok(prefix)
 }
 
@@ -200,10 +198,9 @@ fn folder_of(prefix: &Path) -> PathBuf {
 /// # Errors
 /// If there is no such checkpoint or config.
 pub fn with_pipeline_config(checkpoint: &Path, config: &Path) -> Result<ModelFiles> {
-    ensure!(config.is_file(), "`{}` is not there", config.display());
+    ensure!(config.is_file(), "`{}` is not there; name another with --pipeline_config", config.display());
     let prefix = if checkpoint.is_dir() {
-        latest_in(checkpoint)?
-            .with_context(|| format!("`{}` has no checkpoint: no `checkpoint` file, no *.index", checkpoint.display()))?
+        latest_in(checkpoint)?.with_context(|| without_checkpoint(checkpoint))?
     } else {
         existing(checkpoint)?
     };
@@ -286,15 +283,15 @@ fn only_model(roots: &[PathBuf]) -> Result<ModelFiles> {
 }
 
 /// What a model's classes are called: the label map that was named, the one beside the model, or the one that its config
-/// names; COCO's for the zoo's models (`zoo`, or a config that names COCO's label map).
+/// names; COCO's for an archive of the zoo, and where the config names COCO's label map.
 ///
 /// # Errors
 /// If a label map cannot be read, or none is found.
-pub fn label_map(named: Option<&Path>, folder: &Path, config: &pb::TrainEvalPipelineConfig, zoo: bool) -> Result<LabelMap> {
+pub fn label_map(named: Option<&Path>, folder: &Path, config: &pb::TrainEvalPipelineConfig) -> Result<LabelMap> {
     if let Some(path) = named {
         return LabelMap::load(path);
     }
-    let beside = folder.join("label_map.pbtxt");
+    let beside = folder.join(label_map::FILE_NAME);
     if beside.is_file() {
         return LabelMap::load(&beside);
     }
@@ -302,7 +299,7 @@ pub fn label_map(named: Option<&Path>, folder: &Path, config: &pb::TrainEvalPipe
     // A zoo archive brings no label map: its classes are COCO's, wherever it lies.
     let archive = folder.canonicalize().ok().and_then(|folder| folder.file_name().map(ToOwned::to_owned));
     let from_zoo = zoo::MODELS.iter().any(|model| archive.as_deref() == Some(model.folder.as_ref()));
-    if zoo || from_zoo && num_classes == coco_labels::coco().num_classes() {
+    if from_zoo && num_classes == coco_labels::coco().max_id() {
         return Ok(coco_labels::coco());
     }
     let configured = config.train_input_reader.as_ref().and_then(|r| r.label_map_path.as_deref()).filter(|p| !p.is_empty());
@@ -317,18 +314,18 @@ pub fn label_map(named: Option<&Path>, folder: &Path, config: &pb::TrainEvalPipe
         let map = LabelMap::load(configured)?;
         // What a relative path leads to from here may be anybody's; fewer classes than the model has are a habit of some.
         ensure!(
-            configured.is_absolute() || map.num_classes() <= num_classes,
-            "`{}`, which the config names as its label map, has {} here and the model has {num_classes}: it is another model's; name the \
-             right one with --label_file",
+            configured.is_absolute() || map.max_id() <= num_classes,
+            "`{}`, which the config names as its label map, has ids up to {} here and the model has {num_classes} classes: it is another \
+             model's; name the right one with --label_file",
             configured.display(),
-            plural(map.num_classes() as usize, "class")
+            map.max_id()
         );
-        if map.num_classes() < num_classes {
+        if map.max_id() < num_classes {
             tracing::warn!(
-                "`{}`, which the config names as its label map, has {} and the model has {num_classes}: if it is another model's, name the \
-                 right one with --label_file",
+                "`{}`, which the config names as its label map, has ids up to {} and the model has {num_classes} classes: if it is another \
+                 model's, name the right one with --label_file",
                 configured.display(),
-                plural(map.num_classes() as usize, "class")
+                map.max_id()
             );
         }
         return Ok(map);
@@ -342,6 +339,14 @@ pub fn label_map(named: Option<&Path>, folder: &Path, config: &pb::TrainEvalPipe
         beside.display(),
         configured.display()
     )
+}
+
+/// What the classes of the zoo's own weights are called: the label map that was named, or COCO's.
+///
+/// # Errors
+/// If the one that was named cannot be read.
+pub fn zoo_label_map(named: Option<&Path>) -> Result<LabelMap> {
+    named.map_or_else(|| Ok(coco_labels::coco()), LabelMap::load)
 }
 
 /// Reads a model's pipeline config.
@@ -425,7 +430,8 @@ mod tests {
         }
         let ModelSource::Files(files) = at("m").unwrap() else { panic!() };
         assert!(files.checkpoint.ends_with("m/model.ckpt-9"));
-        for (path, part) in [("m/model.ckpt-6", "no such checkpoint"), ("bare/x", "pipeline.config"), ("gone", "gone.index")] {
+        for (path, part) in [("m/model.ckpt-6", "there is no checkpoint"), ("bare/x", "pipeline.config"), ("gone", "gone.index")]
+        {
             let error = at(path).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
@@ -442,7 +448,7 @@ mod tests {
         }
         for (typed, config, part) in [
             (bare.clone(), f.path().join("no.config"), "no.config"),
-            (f.path().join("empty"), config.clone(), "has no checkpoint"),
+            (f.path().join("empty"), config.clone(), "without a checkpoint"),
             (bare.join("model.ckpt-8"), config, "model.ckpt-8.index"),
         ] {
             let error = with_pipeline_config(&typed, &config).unwrap_err().to_string();
@@ -476,9 +482,9 @@ mod tests {
             );
             pipeline::parse(&text, "test").unwrap()
         };
-        assert_eq!(label_map(None, &f.path().join(name), &config(90), false).unwrap().label(1), "person");
-        assert!(label_map(None, &f.path().join(name), &config(5), false).is_err());
-        assert!(label_map(None, &f.path().join("mine"), &config(90), false).is_err());
+        assert_eq!(label_map(None, &f.path().join(name), &config(90)).unwrap().label(1), "person");
+        assert!(label_map(None, &f.path().join(name), &config(5)).is_err());
+        assert!(label_map(None, &f.path().join("mine"), &config(90)).is_err());
     }
 
     #[test]
@@ -491,21 +497,20 @@ mod tests {
             path
         };
         let mut config = pipeline::parse("model { ssd { num_classes: 1 } }", "test").unwrap();
-        let first = |named: Option<&Path>, config: &pb::TrainEvalPipelineConfig, zoo| {
-            label_map(named, &m, config, zoo).map(|map| map.label(1))
-        };
-        assert!(first(None, &config, false).unwrap_err().to_string().contains("--label_file"));
-        assert_eq!(first(None, &config, true).unwrap(), "person");
+        let first =
+            |named: Option<&Path>, config: &pb::TrainEvalPipelineConfig| label_map(named, &m, config).map(|map| map.label(1));
+        assert!(first(None, &config).unwrap_err().to_string().contains("--label_file"));
+        assert_eq!(zoo_label_map(None).unwrap().label(1), "person");
         let reader = |path: &str| Some(pb::InputReader { label_map_path: Some(path.into()), ..Default::default() });
         config.train_input_reader = reader("PATH_TO_BE_CONFIGURED/mscoco_label_map.pbtxt");
-        assert_eq!(first(None, &config, false).unwrap(), "person");
+        assert_eq!(first(None, &config).unwrap(), "person");
         config.train_input_reader = reader("mine.pbtxt");
-        assert!(first(None, &config, false).unwrap_err().to_string().contains("mine.pbtxt"));
+        assert!(first(None, &config).unwrap_err().to_string().contains("mine.pbtxt"));
         write("mine.pbtxt", "configured");
-        assert_eq!(first(None, &config, false).unwrap(), "configured");
+        assert_eq!(first(None, &config).unwrap(), "configured");
         write("label_map.pbtxt", "beside");
-        assert_eq!(first(None, &config, false).unwrap(), "beside");
+        assert_eq!(first(None, &config).unwrap(), "beside");
         let named = write("other.pbtxt", "named");
-        assert_eq!(first(Some(&named), &config, false).unwrap(), "named");
+        assert_eq!(first(Some(&named), &config).unwrap(), "named");
     }
 }

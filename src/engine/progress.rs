@@ -6,13 +6,21 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::train::StepLine;
 use crate::logging;
 
 /// Between two plain lines.
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 /// Rates are over this many of the last steps.
 const WINDOW: usize = 50;
+
+/// The numbers of one step.
+#[derive(Debug, Clone)]
+pub struct StepLine {
+    /// With regularization.
+    pub total: f64,
+    pub terms: Vec<(&'static str, f64)>,
+    pub learning_rate: f64,
+}
 
 /// Counts steps and shows them.
 pub struct Progress {

@@ -13,7 +13,7 @@ use super::eval::{self, EvalOptions};
 use super::eval_report;
 use super::memory;
 use super::optimizer::Optimizer;
-use super::progress::Progress;
+use super::progress::{Progress, StepLine};
 use crate::config::label_map::LabelMap;
 use crate::data::augment::Augmentation;
 use crate::data::loader::{Batch, Loader, LoaderOptions, Position};
@@ -437,15 +437,6 @@ impl Run<'_> {
         }
         Ok(())
     }
-}
-
-/// The numbers of one step.
-#[derive(Debug, Clone)]
-pub struct StepLine {
-    /// With regularization.
-    pub total: f64,
-    pub terms: Vec<(&'static str, f64)>,
-    pub learning_rate: f64,
 }
 
 #[cfg(test)]

@@ -1,24 +1,19 @@
 //! The model that is exported: its meta-architecture decides how its formats are written.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::layers::ReadVariable;
 use super::ssd::SsdExport;
 use super::{graph_def, onnx, torchscript};
-use crate::models::DetectionModel;
-use crate::models::faster_rcnn::FasterRcnn;
-use crate::models::ssd::Ssd;
+use crate::models::{DetectionModel, MetaArchitecture};
 use crate::net::shim::Script;
 use crate::proto::object_detection::protos as pb;
 use crate::proto::onnx::ModelProto;
 use crate::proto::tensorflow::GraphDef;
 
-/// A model by its meta-architecture.
+/// A model, to be written down.
 #[derive(Debug)]
-pub enum Detector {
-    Ssd(Box<Ssd>),
-    FasterRcnn(Box<FasterRcnn>),
-}
+pub struct Detector(MetaArchitecture);
 
 impl Detector {
     /// The model that a pipeline config describes.
@@ -26,27 +21,19 @@ impl Detector {
     /// # Errors
     /// If the config sets a part that is not there; the message names the field.
     pub fn from_config(config: &pb::TrainEvalPipelineConfig) -> Result<Self> {
-        use pb::detection_model::Model;
-        Ok(match config.model.as_ref().and_then(|m| m.model.as_ref()) {
-            Some(Model::Ssd(ssd)) => Self::Ssd(Box::new(Ssd::from_config(ssd)?)),
-            Some(Model::FasterRcnn(model)) => Self::FasterRcnn(Box::new(FasterRcnn::from_config(model)?)),
-            None => bail!("the pipeline config's `model` is empty: set model.ssd or model.faster_rcnn"),
-        })
+        MetaArchitecture::from_config(config).map(Self)
     }
 
     /// What every model is.
     pub fn model(&self) -> &dyn DetectionModel {
-        match self {
-            Self::Ssd(model) => model.as_ref(),
-            Self::FasterRcnn(model) => model.as_ref(),
-        }
+        self.0.model()
     }
 
     /// The most detections of a picture: the `D` of the outputs' shapes.
     pub fn max_detections(&self) -> usize {
-        match self {
-            Self::Ssd(model) => model.nms().max_total,
-            Self::FasterRcnn(model) => model.classifier().nms.max_total,
+        match &self.0 {
+            MetaArchitecture::Ssd(model) => model.nms().max_total,
+            MetaArchitecture::FasterRcnn(model) => model.classifier().nms.max_total,
         }
     }
 
@@ -57,9 +44,9 @@ impl Detector {
     /// # Errors
     /// If a variable cannot be read, or ONNX lacks an operation.
     pub fn onnx(&self, variables: &ReadVariable, metadata: &[(&str, String)]) -> Result<ModelProto> {
-        match self {
-            Self::Ssd(model) => onnx::ssd::onnx(&SsdExport::new(model), variables, metadata),
-            Self::FasterRcnn(model) => onnx::faster_rcnn::onnx(model, variables, metadata),
+        match &self.0 {
+            MetaArchitecture::Ssd(model) => onnx::ssd::onnx(&SsdExport::new(model), variables, metadata),
+            MetaArchitecture::FasterRcnn(model) => onnx::faster_rcnn::onnx(model, variables, metadata),
         }
     }
 
@@ -70,9 +57,9 @@ impl Detector {
     /// # Errors
     /// If a variable cannot be read, or libtorch lacks an operation.
     pub fn torchscript(&self, variables: &ReadVariable, metadata: &str) -> Result<Script> {
-        match self {
-            Self::Ssd(model) => torchscript::ssd::torchscript(&SsdExport::new(model), variables, metadata),
-            Self::FasterRcnn(model) => torchscript::faster_rcnn::torchscript(model, variables, metadata),
+        match &self.0 {
+            MetaArchitecture::Ssd(model) => torchscript::ssd::torchscript(&SsdExport::new(model), variables, metadata),
+            MetaArchitecture::FasterRcnn(model) => torchscript::faster_rcnn::torchscript(model, variables, metadata),
         }
     }
 
@@ -81,9 +68,9 @@ impl Detector {
     /// # Errors
     /// If a variable cannot be read, or TensorFlow lacks an operation.
     pub fn frozen_graph(&self, variables: &ReadVariable) -> Result<GraphDef> {
-        match self {
-            Self::Ssd(model) => graph_def::ssd::frozen_graph(&SsdExport::new(model), variables),
-            Self::FasterRcnn(model) => graph_def::faster_rcnn::frozen_graph(model, variables),
+        match &self.0 {
+            MetaArchitecture::Ssd(model) => graph_def::ssd::frozen_graph(&SsdExport::new(model), variables),
+            MetaArchitecture::FasterRcnn(model) => graph_def::faster_rcnn::frozen_graph(model, variables),
         }
     }
 }

@@ -13,26 +13,22 @@ use super::parity::Parity;
 use super::saved_model::saved_model;
 use super::target::Target;
 use super::{graph_def, onnx, torchscript};
-use crate::config::label_map::LabelMap;
+use crate::config::label_map::{self, LabelMap};
 use crate::config::pipeline;
 use crate::formats::atomic_file::{self, AtomicFile};
 use crate::formats::averages::Values;
 use crate::formats::checkpoint_state::{self, CheckpointState};
 use crate::formats::tensor_bundle::{BundleReader, BundleWriter};
+use crate::interrupt;
 use crate::net::graph::Variable;
 use crate::net::shim::{self, Script};
 use crate::proto::object_detection::protos as pb;
 use crate::proto::tensorflow::DataType;
-use crate::{exit, interrupt};
 
 /// The frozen graph's file name.
 pub const FROZEN_GRAPH: &str = "frozen_inference_graph.pb";
 /// The checkpoint's prefix.
 pub const CHECKPOINT: &str = "model.ckpt";
-/// The resolved pipeline config.
-pub const PIPELINE_CONFIG: &str = "pipeline.config";
-/// The label map.
-pub const LABEL_MAP: &str = "label_map.pbtxt";
 /// What is in the folder, and what the models take and give.
 pub use crate::runtime::listing::EXPORT_JSON;
 /// A line for each class id from 1 on.
@@ -119,7 +115,7 @@ pub struct Exported {
 pub fn run(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
     let detector = Detector::from_config(input.config)?;
     let model = detector.model();
-    let classes = input.label_map.num_classes() as usize;
+    let classes = input.label_map.max_id() as usize;
     ensure!(
         classes <= model.num_classes(),
         "the label map's largest id is {classes}, but the model has {} classes: it was trained with another label map",
@@ -183,18 +179,13 @@ pub fn run(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
         // Where averages are exported, they are the exported checkpoint's variables.
         eval.use_moving_averages = eval.use_moving_averages.map(|_| false);
     }
-    atomic_file::write(&folder.join(PIPELINE_CONFIG), pipeline::to_text(&config).as_bytes())?;
-    atomic_file::write(&folder.join(LABEL_MAP), input.label_map.to_text()?.as_bytes())?;
+    atomic_file::write(&folder.join(pipeline::FILE_NAME), pipeline::to_text(&config).as_bytes())?;
+    atomic_file::write(&folder.join(label_map::FILE_NAME), input.label_map.to_text()?.as_bytes())?;
     atomic_file::write(&folder.join(LABELS), labels(input.label_map).as_bytes())?;
     let parity = verify.map(|verify| verify(folder)).transpose()?;
     let manifest = facts.manifest(&name, step, parity.as_ref(), folder)?;
     atomic_file::write(&folder.join(EXPORT_JSON), manifest.as_bytes())?;
-    if interrupt::requested() {
-        return Err(exit::interrupted(format!(
-            "stopped before the export took its place; `{}` is as it was",
-            input.output_dir.display()
-        )));
-    }
+    interrupt::check(|| format!("stopped before the export took its place; `{}` is as it was", input.output_dir.display()))?;
     let place = if parity.as_ref().is_some_and(|parity| !parity.drifted().is_empty()) {
         target.aim_aside("drifted")?
     } else {
@@ -274,5 +265,5 @@ fn labels(map: &LabelMap) -> String {
         Some(_) => map.label(id).replace(['\r', '\n'], " "),
         None => NO_LABEL.to_string(),
     };
-    (1..=map.num_classes()).map(|id| line(id) + "\n").collect()
+    (1..=map.max_id()).map(|id| line(id) + "\n").collect()
 }

@@ -1,4 +1,5 @@
-//! What a reader wants to know of an export without opening it: export.json, and the same facts inside model.onnx.
+//! What a reader wants to know of an export without opening it: export.json, and the same facts inside model.onnx and
+//! model.torchscript.pt.
 
 use std::fs::File;
 use std::io::Read;
@@ -14,6 +15,7 @@ use crate::config::label_map::LabelMap;
 use crate::data::resample::Method;
 use crate::data::resizer::{Resizer, Target};
 use crate::formats::hexadecimal::hexadecimal;
+use crate::runtime::metadata::Class;
 
 /// The facts of a model, whatever it is written as.
 #[derive(Debug, Serialize)]
@@ -22,12 +24,6 @@ pub struct Facts {
     classes: Vec<Class>,
     input: Input,
     outputs: [Output; 4],
-}
-
-#[derive(Debug, Serialize)]
-struct Class {
-    id: u32,
-    name: String,
 }
 
 /// What is fed; -1 is any size.
@@ -73,7 +69,7 @@ struct Manifest<'a> {
 impl Facts {
     /// The facts of `detector` with the classes of `label_map`.
     pub fn new(detector: &Detector, label_map: &LabelMap) -> Self {
-        let named = (1..=label_map.num_classes()).filter(|&id| label_map.name_of(id).is_some());
+        let named = (1..=label_map.max_id()).filter(|&id| label_map.name_of(id).is_some());
         let d = detector.max_detections() as i64;
         let output = |name, shape: &[i64], what| Output { name, dtype: "float32", shape: shape.to_vec(), what };
         Self {

@@ -102,6 +102,11 @@ impl Parity {
     }
 }
 
+/// Whether a detection that has no partner is held against the file: it may be the other side's too, a little below [`MIN_SCORE`].
+fn counts_alone(score: f32, tolerance: f32) -> bool {
+    score.is_nan() || score >= MIN_SCORE + tolerance
+}
+
 impl Difference {
     /// Between what was `expected` and what was `found` in one picture.
     ///
@@ -110,16 +115,15 @@ impl Difference {
     pub fn between(expected: &Detections, found: &Detections, tolerance: f32) -> Self {
         let mut free: Vec<usize> = (0..found.scores.len()).collect();
         let mut difference = Self::default();
-        let lone = |score: f32| usize::from(score >= MIN_SCORE + tolerance);
         for i in (0..expected.scores.len()).filter(|&i| expected.scores[i] >= MIN_SCORE) {
             let Some((k, apart)) = nearest(expected, i, found, &free) else {
-                difference.unpaired += lone(expected.scores[i]);
+                difference.unpaired += usize::from(counts_alone(expected.scores[i], tolerance));
                 continue;
             };
             free.swap_remove(k);
             difference.take(apart);
         }
-        difference.unpaired += free.iter().map(|&j| lone(found.scores[j])).sum::<usize>();
+        difference.unpaired += free.iter().filter(|&&j| counts_alone(found.scores[j], tolerance)).count();
         difference
     }
 
@@ -142,7 +146,7 @@ impl Difference {
             }
         }
         let all = |rows: &Detections| (0..rows.scores.len()).collect::<Vec<usize>>();
-        for (i, apart) in alone.into_iter().filter(|(i, _)| expected.scores[*i] >= MIN_SCORE + tolerance) {
+        for (i, apart) in alone.into_iter().filter(|(i, _)| counts_alone(expected.scores[*i], tolerance)) {
             let has = |other: &Detections| nearest(expected, i, other, &all(other)).is_some_and(|(_, apart)| equal(apart));
             if !others.iter().all(has) {
                 difference.moving += 1;
@@ -152,7 +156,7 @@ impl Difference {
                 difference.unpaired += 1;
             }
         }
-        for j in free.into_iter().filter(|&j| found.scores[j].is_nan() || found.scores[j] >= MIN_SCORE + tolerance) {
+        for j in free.into_iter().filter(|&j| counts_alone(found.scores[j], tolerance)) {
             let apart = others.iter().filter_map(|other| nearest(found, j, other, &all(other))).map(|(_, apart)| apart);
             match apart.min_by(|a, b| (a.0 + a.1).total_cmp(&(b.0 + b.1))) {
                 Some(apart) => difference.take(apart),
@@ -284,5 +288,6 @@ mod tests {
         assert!(!Difference::between(&detections(&[(0, 0.9, 0.1)]), &found, 1.0).within(1.0));
         found = detections(&[(0, f32::NAN, 0.1)]);
         assert!(!Difference::between(&detections(&[(0, 0.9, 0.1)]), &found, 1.0).within(1.0));
+        assert!(!Difference::between(&detections(&[]), &found, 1e-4).within(1e-4), "nor forgiven where it stands alone");
     }
 }

@@ -9,9 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use tempfile::TempDir;
 
-use super::folder::{EXPORT_JSON, FROZEN_GRAPH, Format, LABEL_MAP, LABELS, ONNX, PIPELINE_CONFIG, SAVED_MODEL, TORCHSCRIPT};
+use super::folder::{CHECKPOINT, EXPORT_JSON, FROZEN_GRAPH, Format, LABELS, ONNX, SAVED_MODEL, TORCHSCRIPT};
+use crate::config::{label_map, pipeline};
 use crate::formats::checkpoint_state;
 use crate::formats::lock::Lock;
+use crate::logging;
 
 /// In the hidden name of an export that is being made.
 const MAKING: &str = "export-";
@@ -174,7 +176,7 @@ fn place(output_dir: &Path) -> Result<(PathBuf, PathBuf)> {
         ensure!(path.is_dir(), "`{shown}` is a file; name a folder with --output_dir");
         let mut entries = fs::read_dir(&path).with_context(|| format!("cannot read `{shown}`"))?;
         // In the folder that the program runs in it has just made its record.
-        let empty = entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "process.log"));
+        let empty = entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == logging::FILE_NAME));
         ensure!(
             empty || Format::ALL.iter().any(|(_, _, name)| path.join(name).exists()),
             "`{shown}` is there already and is not an export (it has no {FROZEN_GRAPH}, {SAVED_MODEL}, {ONNX} or {TORCHSCRIPT}); name another folder with \
@@ -219,8 +221,8 @@ fn made_place(output_dir: &Path) -> Result<(PathBuf, PathBuf)> {
 fn is_exports(name: &OsStr) -> bool {
     const NAMES: &[&str] = &[
         FROZEN_GRAPH,
-        PIPELINE_CONFIG,
-        LABEL_MAP,
+        pipeline::FILE_NAME,
+        label_map::FILE_NAME,
         LABELS,
         checkpoint_state::FILE_NAME,
         SAVED_MODEL,
@@ -230,7 +232,7 @@ fn is_exports(name: &OsStr) -> bool {
     ];
     let name = name.to_string_lossy();
     let of_checkpoint = name
-        .strip_prefix("model.ckpt")
+        .strip_prefix(CHECKPOINT)
         .is_some_and(|rest| matches!(rest, "" | ".index" | ".meta") || rest.starts_with(".data-") && rest.contains("-of-"));
     NAMES.contains(&name.as_ref()) || of_checkpoint
 }

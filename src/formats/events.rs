@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use prost::Message;
 
+use super::lock::host_name;
 use super::tfrecord;
 use crate::proto::tensorflow::{
     Event, SessionLog, Summary, event::What, session_log::SessionStatus, summary, summary::value::Value as SummaryValue,
@@ -117,9 +118,7 @@ fn since_1970() -> Duration {
 
 /// The machine's name, as far as a file name can hold it.
 fn host() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim().replace('/', "_");
-    if name.is_empty() { String::from("localhost") } else { name }
+    host_name().map_or_else(|| "localhost".to_string(), |name| name.replace('/', "_"))
 }
 
 #[cfg(test)]

@@ -87,9 +87,14 @@ pub fn is_at(file: &File, path: &Path) -> bool {
 
 /// Who this is.
 fn note() -> String {
-    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = if host.trim().is_empty() { String::new() } else { format!(" on {}", host.trim()) };
+    let host = host_name().map(|name| format!(" on {name}")).unwrap_or_default();
     format!("process {}{host}, since {}", std::process::id(), chrono::Local::now().format("%Y-%m-%d %H:%M:%S"))
+}
+
+/// The machine's name, if it has one.
+pub(super) fn host_name() -> Option<String> {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    Some(name.trim().to_string()).filter(|name| !name.is_empty())
 }
 
 /// What the holder wrote.

@@ -222,7 +222,7 @@ fn open_shard(prefix: &Path, id: i32, count: i32) -> Result<(Shard, u64)> {
 }
 
 /// Why there is no checkpoint at `prefix`, as nearly as its surroundings tell.
-fn explain_no_index(prefix: &Path) -> String {
+pub fn explain_no_index(prefix: &Path) -> String {
     let name = prefix.display();
     let text = prefix.to_string_lossy();
     if let Some(stem) = text.strip_suffix(".index").or_else(|| text.split_once(".data-").map(|(stem, _)| stem))

@@ -5,18 +5,17 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::pictures::Frame;
 use super::position_sensitive::BinShares;
 use super::post_processing::{ScoreConverter, host_values};
-use super::rpn::Proposals;
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::{BBox, Detections, Groundtruth, clip, scale};
 use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
 use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
 use crate::detection::matcher::{ArgMaxMatcher, Match, Matcher};
-use crate::detection::nms::{ClassBoxes, NmsOptions, multiclass_clipped};
+use crate::detection::nms::{ClassBoxes, NmsOptions, multiclass};
 use crate::detection::sampler::{BalancedSampler, Shuffle};
 use crate::detection::target_assigner::{Targets, assign};
 use crate::net::exec::Outputs;
@@ -35,8 +34,9 @@ const MATCHER: Matcher = Matcher::ArgMax(ArgMaxMatcher {
     force_match_for_each_row: false,
 });
 
-/// Bytes of crops that are classified at a time in inference; fewer take less memory, more keep a GPU busy.
+/// Bytes of crops that are classified at a time in inference on a CPU: few, so that they stay in its caches.
 pub const CROPS_CPU: usize = 96 << 20;
+/// The same on a GPU, which many keep busy.
 pub const CROPS_GPU: usize = 768 << 20;
 
 /// How proposals meet the map.
@@ -202,21 +202,23 @@ impl Regioned {
 
 impl BoxClassifier {
     /// The proposals that training looks at: a sample balanced between objects and background, or with a miner all.
-    pub fn sample(&self, proposals: &[Proposals], groundtruth_px: &[Groundtruth], shuffle: &mut Shuffle) -> Vec<Vec<BBox>> {
+    ///
+    /// * `proposals`: a picture each, in pixels, as is `groundtruth_px`.
+    pub fn sample(&self, proposals: &[Vec<BBox>], groundtruth_px: &[Groundtruth], shuffle: &mut Shuffle) -> Vec<Vec<BBox>> {
         proposals
             .iter()
             .zip(groundtruth_px)
             .map(|(p, g)| {
                 if self.miner.is_some() {
-                    return p.boxes_px.clone();
+                    return p.clone();
                 }
-                let targets = assign(&MATCHER, &self.coder, &p.boxes_px, g, 1.0);
+                let targets = assign(&MATCHER, &self.coder, p, g, 1.0);
                 let positive: Vec<bool> = targets.classes.iter().map(|&c| c > 0).collect();
                 let mut candidate: Vec<bool> = targets.class_weights.iter().map(|&w| w > 0.0).collect();
                 if !candidate.contains(&true) {
                     candidate.fill(true);
                 }
-                self.sampler.sample(&candidate, &positive, shuffle).into_iter().map(|i| p.boxes_px[i]).collect()
+                self.sampler.sample(&candidate, &positive, shuffle).into_iter().map(|i| p[i]).collect()
             })
             .collect()
     }
@@ -319,8 +321,8 @@ impl BoxClassifier {
             classification = classification.f_mul(&mask)?;
         }
         Ok(BoxClassifierLoss {
-            localization: localization.f_sum(Kind::Float)? * self.localization_weight,
-            classification: classification.f_sum(Kind::Float)? * self.classification_weight,
+            localization: localization.f_sum(localization.kind())? * self.localization_weight,
+            classification: classification.f_sum(classification.kind())? * self.classification_weight,
             targets,
         })
     }
@@ -372,7 +374,7 @@ impl BoxClassifier {
                         scale(&clip(&decoded, window), own)
                     })
                     .collect();
-                multiclass_clipped(ClassBoxes::Own(&boxes), &scores[rows.start * k..rows.end * k], k, &self.nms)
+                multiclass(ClassBoxes::Own(&boxes), &scores[rows.start * k..rows.end * k], k, &self.nms)
             })
             .collect())
     }

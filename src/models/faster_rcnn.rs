@@ -260,7 +260,7 @@ impl FrozenFasterRcnn {
 
     fn propose(&self, first: &FirstStage) -> Result<Regioned> {
         let proposals = self.model.rpn.proposals(first)?;
-        Ok(Regioned::new(proposals.iter().map(|p| p.boxes_px.as_slice()), &first.frame))
+        Ok(Regioned::new(proposals.iter().map(Vec::as_slice), &first.frame))
     }
 
     fn classify(&self, first: &FirstStage, regions: &Regioned) -> Result<Vec<Detections>> {

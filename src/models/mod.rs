@@ -1,8 +1,11 @@
 //! Meta-architectures: from pictures to losses in training, to detections in inference.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 pub use self::detection_model::{DetectionModel, Frozen, Losses, StepContext};
+use self::faster_rcnn::FasterRcnn;
+use self::ssd::Ssd;
+use crate::config::pipeline;
 use crate::proto::object_detection::protos as pb;
 
 pub mod box_classifier;
@@ -18,20 +21,47 @@ pub mod rpn;
 pub mod ssd;
 mod ssd_config;
 
-/// The model that a pipeline config describes.
+/// A model by its meta-architecture.
+#[derive(Debug)]
+pub enum MetaArchitecture {
+    Ssd(Box<Ssd>),
+    FasterRcnn(Box<FasterRcnn>),
+}
+
+impl MetaArchitecture {
+    /// The model that a pipeline config describes.
+    ///
+    /// # Errors
+    /// If the config sets a part that is not there; the message names the field.
+    pub fn from_config(config: &pb::TrainEvalPipelineConfig) -> Result<Self> {
+        use pb::detection_model::Model;
+        let model = match pipeline::model(config)? {
+            Model::Ssd(ssd) => Self::Ssd(Box::new(Ssd::from_config(ssd)?)),
+            Model::FasterRcnn(faster_rcnn) => Self::FasterRcnn(Box::new(FasterRcnn::from_config(faster_rcnn)?)),
+        };
+        // A depth multiplier may leave a layer none, and libtorch would not say which.
+        if let Some(variable) = model.model().variables().iter().find(|variable| variable.shape.iter().any(|&side| side < 1)) {
+            bail!("`{}` would have the shape {:?}: the config's depths or kernels are too small", variable.name, variable.shape);
+        }
+        Ok(model)
+    }
+
+    /// What every model is.
+    pub fn model(&self) -> &dyn DetectionModel {
+        match self {
+            Self::Ssd(model) => model.as_ref(),
+            Self::FasterRcnn(model) => model.as_ref(),
+        }
+    }
+}
+
+/// The model that a pipeline config describes, whatever it is.
 ///
 /// # Errors
-/// If the config sets a part that is not there; the message names the field.
+/// As [`MetaArchitecture::from_config`].
 pub fn from_config(config: &pb::TrainEvalPipelineConfig) -> Result<Box<dyn DetectionModel>> {
-    let model = config.model.as_ref().context("the pipeline config has no `model`")?;
-    let model: Box<dyn DetectionModel> = match &model.model {
-        Some(pb::detection_model::Model::Ssd(ssd)) => Box::new(ssd::Ssd::from_config(ssd)?),
-        Some(pb::detection_model::Model::FasterRcnn(faster_rcnn)) => Box::new(faster_rcnn::FasterRcnn::from_config(faster_rcnn)?),
-        None => bail!("the pipeline config's `model` is empty: set model.ssd or model.faster_rcnn"),
-    };
-    // A depth multiplier may leave a layer none, and libtorch would not say which.
-    if let Some(variable) = model.variables().iter().find(|variable| variable.shape.iter().any(|&side| side < 1)) {
-        bail!("`{}` would have the shape {:?}: the config's depths or kernels are too small", variable.name, variable.shape);
-    }
-    Ok(model)
+    Ok(match MetaArchitecture::from_config(config)? {
+        MetaArchitecture::Ssd(model) => model,
+        MetaArchitecture::FasterRcnn(model) => model,
+    })
 }

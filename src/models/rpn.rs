@@ -12,7 +12,7 @@ use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::{BBox, Groundtruth, clip};
 use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
 use crate::detection::matcher::{ArgMaxMatcher, Matcher};
-use crate::detection::nms::{NmsOptions, multiclass};
+use crate::detection::nms::{ClassBoxes, NmsOptions, multiclass};
 use crate::detection::sampler::{BalancedSampler, Shuffle};
 use crate::detection::target_assigner::{Targets, assign};
 use crate::net::exec::Outputs;
@@ -78,13 +78,6 @@ pub struct FirstStage {
     pub objectness: Tensor,
 }
 
-/// The proposals of one picture, best first.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Proposals {
-    pub boxes_px: Vec<BBox>,
-    pub scores: Vec<f32>,
-}
-
 /// The losses, weighted and normalized, and what they were made from.
 #[derive(Debug)]
 pub struct RpnLoss {
@@ -139,24 +132,23 @@ impl Rpn {
         Ok(FirstStage { frame: frame.clone(), map: outputs["map"].shallow_clone(), anchors_px, box_encodings, objectness })
     }
 
-    /// The best boxes of each picture, which may lie on padding as upstream's do; no gradient flows through them. A GPU waits here.
-    pub fn proposals(&self, first: &FirstStage) -> Result<Vec<Proposals>> {
+    /// The best boxes of each picture, best first, in pixels; they may lie on padding as upstream's do; no gradient flows through them. A GPU waits here.
+    pub fn proposals(&self, first: &FirstStage) -> Result<Vec<Vec<BBox>>> {
         let scores = first.objectness.f_detach()?.f_softmax(-1, Kind::Float)?.f_select(2, 1)?; // [N, A]
         let (scores, codes) = (host_values(&scores)?, host_values(&first.box_encodings)?);
         let window = first.frame.window_px();
         let anchors = &first.anchors_px;
         let a = anchors.len();
         if a == 0 {
-            return Ok(vec![Proposals::default(); first.objectness.size()[0] as usize]);
+            return Ok(vec![vec![]; first.objectness.size()[0] as usize]);
         }
         Ok(scores
             .par_chunks_exact(a)
             .zip(codes.par_chunks_exact(4 * a))
             .map(|(scores, codes)| {
-                let boxes: Vec<BBox> =
-                    codes.chunks_exact(4).zip(anchors).map(|(code, anchor)| self.coder.decode(code, anchor)).collect();
-                let found = multiclass(&boxes, scores, 1, &window, &self.nms);
-                Proposals { boxes_px: found.boxes, scores: found.scores }
+                let boxes = codes.chunks_exact(4).zip(anchors).map(|(code, anchor)| self.coder.decode(code, anchor));
+                let boxes: Vec<BBox> = boxes.map(|b| clip(&b, &window)).collect();
+                multiclass(ClassBoxes::Shared(&boxes), scores, 1, &self.nms).boxes
             })
             .collect())
     }
@@ -207,8 +199,8 @@ impl Rpn {
             &tensor(&weights, &[n, a])?,
         )?; // [N, A]
         Ok(RpnLoss {
-            localization: localization.f_sum(Kind::Float)? * self.localization_weight,
-            objectness: objectness.f_sum(Kind::Float)? * self.objectness_weight,
+            localization: localization.f_sum(localization.kind())? * self.localization_weight,
+            objectness: objectness.f_sum(objectness.kind())? * self.objectness_weight,
             targets,
             sampled,
         })

@@ -19,10 +19,10 @@ use crate::detection::boxes::{BBox, Detections, Groundtruth, clip, scale};
 use crate::detection::hard_example_miner::{HardExampleMiner, Mined, RankBy};
 use crate::detection::losses::{ClassificationLoss, LocalizationLoss};
 use crate::detection::matcher::Matcher;
-use crate::detection::nms::{ClassBoxes, NmsOptions, multiclass_clipped};
+use crate::detection::nms::{ClassBoxes, NmsOptions, multiclass};
 use crate::detection::target_assigner::{Targets, assign};
 use crate::net::exec::{self, Inference, Outputs};
-use crate::net::graph::{Graph, Variable};
+use crate::net::graph::{Graph, NodeId, Variable};
 use crate::net::variables::Variables;
 use crate::proto::object_detection::protos as pb;
 
@@ -32,6 +32,7 @@ pub struct Ssd {
     num_classes: usize,
     resizer: Resizer,
     graph: Arc<Graph>,
+    feature_maps: Vec<NodeId>,
     predictors: Vec<Predicted>,
     per_cell: Vec<usize>,
     shapes: SsdAnchors,
@@ -105,8 +106,7 @@ impl Ssd {
             );
         }
         let predictors = ssd_config::append_box_predictor(&mut graph, config, &maps, &per_cell)?;
-        for (i, (map, predicted)) in maps.iter().zip(&predictors).enumerate() {
-            graph.output(&format!("feature_map_{i}"), *map);
+        for (i, predicted) in predictors.iter().enumerate() {
             graph.output(&format!("box_encodings_{i}"), predicted.boxes);
             graph.output(&format!("class_predictions_{i}"), predicted.classes);
         }
@@ -122,6 +122,7 @@ impl Ssd {
         Ok(Self {
             num_classes: ssd_config::num_classes(config)?,
             resizer,
+            feature_maps: maps,
             predictors,
             shapes,
             anchors,
@@ -155,9 +156,9 @@ impl Ssd {
         &self.shapes
     }
 
-    /// Anchors of a cell, a feature map.
-    pub fn per_cell(&self) -> &[usize] {
-        &self.per_cell
+    /// The nodes that are predicted from; for tests, as nothing else wants to see their values.
+    pub fn feature_maps(&self) -> &[NodeId] {
+        &self.feature_maps
     }
 
     /// The nodes that predict, a feature map.
@@ -310,7 +311,7 @@ impl Ssd {
                 // Suppression is done on boxes normalized to the picture without padding, as upstream does it.
                 let own = [1.0 / window[2], 1.0 / window[3]];
                 let boxes: Vec<BBox> = boxes.iter().map(|b| scale(&clip(b, &window), own)).collect();
-                multiclass_clipped(ClassBoxes::Shared(&boxes), &scores[i * a * k..(i + 1) * a * k], k, &self.nms)
+                multiclass(ClassBoxes::Shared(&boxes), &scores[i * a * k..(i + 1) * a * k], k, &self.nms)
             })
             .collect())
     }

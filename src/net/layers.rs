@@ -41,12 +41,17 @@ impl ConvScope {
     }
 }
 
-/// `[N, I, H, W] -> [N, channels, H', W']`, with the variables under `scope` and the operations under `op_scope`.
+/// `[N, I, H, W] -> [N, channels, H', W']`, with its variables and operations under `scope`.
 pub fn conv2d(graph: &mut Graph, x: NodeId, scope: &Scope, channels: i64, window: Window, with: &ConvScope) -> NodeId {
+    let y = bare_conv2d(graph, x, scope, channels, window, with);
+    finish(graph, y, scope, with)
+}
+
+/// The convolution of [`conv2d`] alone: no batch norm, no biases, no activation.
+pub fn bare_conv2d(graph: &mut Graph, x: NodeId, scope: &Scope, channels: i64, window: Window, with: &ConvScope) -> NodeId {
     let shape = vec![window.kernel[0], window.kernel[1], graph.channels(x), channels];
     let weights = declare_weights(graph, format!("{}/weights", scope.variables), shape, VariableKind::Convolution, with);
-    let y = graph.push(&format!("{}/Conv2D", scope.ops), Op::Conv2d { weights, window }, &[x], channels);
-    finish(graph, y, scope, with)
+    graph.push(&format!("{}/Conv2D", scope.ops), Op::Conv2d { weights, window }, &[x], channels)
 }
 
 /// One filter a channel (depth multiplier 1): `[N, C, H, W] -> [N, C, H', W']`.
@@ -61,6 +66,19 @@ pub fn separable_conv2d(
     graph: &mut Graph,
     x: NodeId,
     scope: &Scope,
+    channels: (i64, i64),
+    window: Window,
+    with: &ConvScope,
+) -> NodeId {
+    let y = bare_separable_conv2d(graph, x, scope, channels, window, with);
+    finish(graph, y, scope, with)
+}
+
+/// The two convolutions of [`separable_conv2d`] alone.
+pub fn bare_separable_conv2d(
+    graph: &mut Graph,
+    x: NodeId,
+    scope: &Scope,
     (multiplier, channels): (i64, i64),
     window: Window,
     with: &ConvScope,
@@ -71,8 +89,25 @@ pub fn separable_conv2d(
     let name = format!("{}/pointwise_weights", scope.variables);
     let weights = declare_weights(graph, name, shape, VariableKind::Convolution, with);
     let op = Op::Conv2d { weights, window: Window::square(1, 1, Padding::Same) };
-    let y = graph.push(&ops, op, &[y], channels);
-    finish(graph, y, scope, with)
+    graph.push(&ops, op, &[y], channels)
+}
+
+/// Maps of one size, one behind the other: `[N, C1, H, W], [N, C2, H, W], ... -> [N, C1 + C2 + ..., H, W]`.
+pub fn concat(graph: &mut Graph, parts: &[NodeId], scope: &Scope) -> NodeId {
+    let channels = parts.iter().map(|&part| graph.channels(part)).sum();
+    graph.push(&format!("{}/concat", scope.ops), Op::Concat, parts, channels)
+}
+
+/// The sum of two maps of one shape.
+pub fn add(graph: &mut Graph, parts: [NodeId; 2], scope: &Scope) -> NodeId {
+    let channels = graph.channels(parts[0]);
+    graph.push(&format!("{}/add", scope.ops), Op::Add, &parts, channels)
+}
+
+/// `max(x, 0)`.
+pub fn relu(graph: &mut Graph, x: NodeId, scope: &Scope) -> NodeId {
+    let channels = graph.channels(x);
+    graph.push(&format!("{}/Relu", scope.ops), Op::Activation(Activation::Relu), &[x], channels)
 }
 
 /// The depthwise convolution alone, as operation `name`.
@@ -124,7 +159,7 @@ pub fn fully_connected(graph: &mut Graph, x: NodeId, scope: &Scope, channels: i6
 }
 
 /// Declares the weights of a layer.
-pub fn declare_weights(graph: &mut Graph, name: String, shape: Vec<i64>, kind: VariableKind, with: &ConvScope) -> VariableId {
+fn declare_weights(graph: &mut Graph, name: String, shape: Vec<i64>, kind: VariableKind, with: &ConvScope) -> VariableId {
     graph.declare(Variable {
         name,
         shape,

@@ -89,13 +89,6 @@ pub fn init() -> Result<()> {
     set_numerics(Numerics::default())
 }
 
-/// What libtorch says, without the C++ frames that it may append, and without the source of a TorchScript in which it happened.
-pub fn plain(message: &str) -> &str {
-    let text = message.split("\nException raised from ").next().unwrap_or_default().trim_end();
-    let within = text.contains("Traceback of TorchScript");
-    text.rsplit_once("\nRuntimeError: ").filter(|_| within).map_or(text, |(_, said)| said)
-}
-
 /// The version of the loaded libtorch, such as `2.11.0` (without a `+cu130`), or an empty string where it does not say.
 pub fn libtorch_version() -> Result<String> {
     let mut text = [0 as c_char; 64];
@@ -193,18 +186,6 @@ mod tests {
     }
 
     #[test]
-    fn libtorchs_message_is_told_without_its_frames() {
-        let flat = Tensor::zeros([6], (Kind::Float, Device::Cpu));
-        let message = flat.f_view([4, 2]).unwrap_err().to_string();
-        assert!(message.contains("frame #"), "{message}");
-        assert_eq!(plain(&message), "Internal torch error: shape '[4, 2]' is invalid for input of size 6");
-        assert_eq!(plain("as it is"), "as it is");
-        let script = "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript, serialized code (most recent call \
-                      last):\n  File \"code/x.py\", line 9, in detect\n    y = torch.conv2d(x)\n        ~~~ <--- HERE\nRuntimeError: Kernel size";
-        assert_eq!(plain(&format!("{script}\nException raised from f at g.cpp:1")), "Kernel size");
-    }
-
-    #[test]
     fn channels_last_keeps_values_and_moves_strides() {
         let x = Tensor::arange(2 * 3 * 4 * 5, (Kind::Float, Device::Cpu)).view([2, 3, 4, 5]);
         assert!(!is_channels_last(&x).unwrap());
@@ -219,6 +200,6 @@ mod tests {
     fn a_cpp_exception_becomes_an_error_with_its_message() {
         let flat = Tensor::arange(6, (Kind::Float, Device::Cpu));
         let message = format!("{:#}", channels_last(&flat).unwrap_err());
-        assert!(message.contains("4"), "{message}");
+        assert!(message.contains("rank 4"), "{message}");
     }
 }

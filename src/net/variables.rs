@@ -109,7 +109,7 @@ impl Variables {
         Ok(())
     }
 
-    /// Marks variables as not trainable where `frozen` says so.
+    /// Marks variables as not trainable where `frozen` says so, and returns how many it marked.
     pub fn freeze(&mut self, frozen: impl Fn(&str) -> bool) -> Result<usize> {
         let mut count = 0;
         for spec in &mut self.specs {
@@ -246,6 +246,43 @@ mod tests {
             let tensor = to_libtorch(&spec, &values, Device::Cpu).unwrap();
             assert_eq!(values_in_tensorflow_layout(&spec, &tensor).unwrap(), values);
         }
+    }
+
+    #[test]
+    fn variance_is_scaled_by_the_fan_that_is_asked_for() {
+        let convolution = (VariableKind::Convolution, vec![3, 3, 20, 40]);
+        let connected = (VariableKind::FullyConnected, vec![100, 60]);
+        for ((kind, shape), fan, n) in [
+            (&convolution, Fan::In, 180.0),
+            (&convolution, Fan::Out, 360.0),
+            (&convolution, Fan::Average, 270.0),
+            (&connected, Fan::In, 100.0),
+            (&connected, Fan::Out, 60.0),
+            (&connected, Fan::Average, 80.0),
+        ] {
+            for uniform in [true, false] {
+                let mut spec = spec(*kind, shape);
+                spec.initializer = Initializer::VarianceScaling { factor: 2.0, fan, uniform };
+                let values = initial_value(&spec, 1);
+                let variance = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / values.len() as f64;
+                assert!((variance * n / 2.0 - 1.0).abs() < 0.05, "{shape:?} {fan:?} {uniform}: {variance}");
+                // A uniform one ends at the root of three times the variance, a normal one at two of its deviations.
+                let limit = if uniform { (3.0 * 2.0 / n).sqrt() } else { 2.0 * (1.3 * 2.0 / n).sqrt() } as f32;
+                let most = values.iter().fold(0f32, |most, v| most.max(v.abs()));
+                assert!(most <= limit && most > 0.97 * limit, "{shape:?} {fan:?} {uniform}: {most} of {limit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_normal_has_its_mean_and_deviation() {
+        let mut spec = spec(VariableKind::Vector, &[10_000]);
+        spec.initializer = Initializer::RandomNormal { mean: 3.0, stddev: 0.5 };
+        let values = initial_value(&spec, 1);
+        let mean = values.iter().sum::<f32>() / 10_000.0;
+        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 10_000.0;
+        assert!((mean - 3.0).abs() < 0.02 && (variance - 0.25).abs() < 0.01, "{mean} {variance}");
+        assert!(values.iter().any(|v| (v - 3.0).abs() > 1.0), "nothing is cut");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What an exported file says of itself; it says more (export/manifest.rs), which running it does not need.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::label_map::{Item, LabelMap};
 
@@ -13,7 +13,7 @@ pub struct Metadata {
 }
 
 /// A class by its id in the label map.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Class {
     pub id: u32,
     pub name: String,

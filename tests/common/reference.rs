@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use odh::detection::boxes::BBox;
+use odh::net::graph::{Graph, NodeId};
 use odh::net::variables::Variables;
 use tch::Tensor;
 
@@ -190,4 +192,14 @@ pub fn nhwc(x: &Tensor) -> Vec<f32> {
 #[allow(dead_code)]
 pub fn rows(values: &[f32]) -> Vec<BBox> {
     values.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect()
+}
+
+/// The graph, with more of its nodes as outputs: `name_0`, `name_1`, ...
+#[allow(dead_code)]
+pub fn with_outputs(graph: &Graph, name: &str, nodes: &[NodeId]) -> Arc<Graph> {
+    let mut graph = graph.clone();
+    for (i, node) in nodes.iter().enumerate() {
+        graph.output(&format!("{name}_{i}"), *node);
+    }
+    Arc::new(graph)
 }

@@ -22,7 +22,8 @@ use crate::metrics::matching::{PictureDetections, PictureGroundtruth};
 use crate::metrics::pascal::PascalEvaluator;
 use crate::runtime::onnx::LibrarySearch;
 use crate::runtime::onnxruntime;
-use crate::{exit, interrupt, outln};
+use crate::wording::plural;
+use crate::{interrupt, outln};
 
 /// What to verify with.
 #[derive(Debug, Clone)]
@@ -229,10 +230,7 @@ fn detect(detector: &mut dyn PictureDetector, pictures: &Pictures) -> Result<(Ve
 }
 
 fn stop_if_asked() -> Result<()> {
-    if interrupt::requested() {
-        return Err(exit::interrupted("stopped while the export was verified"));
-    }
-    Ok(())
+    interrupt::check(|| "stopped while the export was verified".to_string())
 }
 
 fn median(seconds: &[f64]) -> f64 {
@@ -245,8 +243,8 @@ fn median(seconds: &[f64]) -> f64 {
 pub fn report(parity: &Parity) {
     let map = |map: Option<f64>| map.map_or_else(|| "-".to_string(), |map| format!("{map:.4}"));
     outln!(
-        "verified on {} pictures of {}, detections over {}, tolerance {:e}, odh's own mAP@0.5 {}:",
-        parity.pictures,
+        "verified on {} of {}, detections over {}, tolerance {:e}, odh's own mAP@0.5 {}:",
+        plural(parity.pictures, "picture"),
         parity.source,
         parity.min_score,
         parity.tolerance,

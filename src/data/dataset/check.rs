@@ -7,10 +7,11 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 
 use crate::config::label_map::LabelMap;
-use crate::data::dataset::finding::{Finding, printable, shown};
+use crate::data::dataset::finding::{Finding, shown};
 use crate::data::dataset::number;
 use crate::data::dataset::picture::{self, Depth, Looked};
 use crate::formats::voc;
+use crate::wording::printable;
 
 /// Pixels that a box may overhang the picture and is still clipped.
 const OVERHANG: f64 = 1.0;

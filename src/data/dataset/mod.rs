@@ -2,7 +2,9 @@
 
 pub mod ahead;
 pub mod check;
+pub mod division;
 pub mod finding;
+pub mod labels;
 pub mod number;
 pub mod pairing;
 pub mod picture;

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use crate::data::dataset::finding::{Finding, printable, shown};
+use crate::data::dataset::finding::{Finding, shown};
 use crate::data::dataset::walk::{Tree, composed, file_name, last_part, path_as_text, stem};
 use crate::data::image::OTHER_EXTENSIONS;
 use crate::formats::voc::Annotation;
+use crate::wording::printable;
 
 /// What a label file says of its picture's name and place.
 #[derive(Debug, Clone, Default)]

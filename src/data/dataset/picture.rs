@@ -7,7 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::data::image::{self, Format, RgbImage};
+use crate::data::encode::{encode, format_of};
+use crate::data::image::{self, Format};
 use crate::data::{jpeg, png};
 
 /// How far a picture is looked into.
@@ -21,9 +22,6 @@ pub enum Depth {
 
 /// Larger files are no photographs, and a record has to fit in memory several times over.
 const LARGEST_FILE: u64 = 512 << 20;
-/// TensorFlow refuses 2^29 samples (three a pixel) or more: tensorflow/core/kernels/image/decode_image_op.cc.
-const MOST_PIXELS: u64 = (1 << 29) / 3;
-
 /// libpng, and so TensorFlow, refuses longer sides; other formats' sides are shorter or are stored as PNG.
 const LONGEST_SIDE: usize = 1_000_000;
 
@@ -80,7 +78,7 @@ pub fn look(bytes: &[u8], depth: Depth) -> Result<Looked> {
     };
     let (width, height) = image::size(bytes)?;
     ensure!(
-        width as u64 * (height as u64) < MOST_PIXELS,
+        width as u64 * (height as u64) <= image::MAX_PIXELS,
         "the picture has {width} x {height} pixels, more than TensorFlow decodes; make it smaller"
     );
     ensure!(
@@ -88,7 +86,7 @@ pub fn look(bytes: &[u8], depth: Depth) -> Result<Looked> {
         "the picture is {width} x {height}, longer than the {LONGEST_SIDE} pixels of a side that TensorFlow decodes; cut it into pieces"
     );
     if format == Format::Jpeg {
-        check_kind(bytes)?;
+        jpeg::check_kind(&jpeg::header(bytes)?)?;
     }
     image::check_structure(bytes)?;
     // What is stored as PNG has to be decoded anyway; better to know now that it can be.
@@ -126,16 +124,7 @@ pub fn stored_as_is(format: Format) -> bool {
 /// # Errors
 /// If it does not decode.
 pub fn as_png(bytes: &[u8]) -> Result<Vec<u8>> {
-    use ::image::ImageEncoder;
-    let RgbImage { width, height, data } = image::decode(bytes)?;
-    let mut png = Vec::new();
-    ::image::codecs::png::PngEncoder::new(&mut png).write_image(
-        &data,
-        u32::try_from(width)?,
-        u32::try_from(height)?,
-        ::image::ExtendedColorType::Rgb8,
-    )?;
-    Ok(png)
+    encode(&image::decode(bytes)?, Format::Png)
 }
 
 /// How a format is written in messages.
@@ -151,37 +140,11 @@ pub fn format_name(format: Format) -> &'static str {
 
 /// What a file's extension promises in place of `format`, if it promises a kind of picture.
 pub fn promised_instead(path: &Path, format: Format) -> Option<String> {
+    if let Some(promised) = format_of(path) {
+        return (promised != format).then(|| format_name(promised).to_string());
+    }
     let extension = path.extension()?.to_str()?.to_ascii_lowercase();
-    let promised = match extension.as_str() {
-        "jpg" | "jpeg" | "jpe" | "jfif" => Format::Jpeg,
-        "png" | "apng" => Format::Png,
-        "gif" => Format::Gif,
-        "bmp" | "dib" => Format::Bmp,
-        "webp" => Format::WebP,
-        other => return image::OTHER_EXTENSIONS.contains(&other).then(|| other.to_ascii_uppercase()),
-    };
-    (promised != format).then(|| format_name(promised).to_string())
-}
-
-/// Kinds of JPEG that TensorFlow does not decode.
-fn check_kind(bytes: &[u8]) -> Result<()> {
-    let header = jpeg::header(bytes)?;
-    ensure!(
-        header.precision == 8,
-        "the JPEG has {} bits a sample and only 8 can be used; convert it to an 8-bit JPEG or PNG",
-        header.precision
-    );
-    ensure!(
-        header.is_decodable(),
-        "the JPEG is of a rare kind (SOF{}: lossless or hierarchical) that cannot be used; convert it to a baseline JPEG",
-        header.process - 0xC0
-    );
-    ensure!(
-        matches!(header.components, 1 | 3 | 4),
-        "the JPEG has {} channels and only 1, 3 or 4 can be used; convert it to RGB",
-        header.components
-    );
-    Ok(())
+    image::OTHER_EXTENSIONS.contains(&extension.as_str()).then(|| extension.to_ascii_uppercase())
 }
 
 /// EXIF's orientation; 1 if there is none or it makes no sense.

@@ -4,17 +4,9 @@ use std::path::Path;
 
 use crate::config::label_map::LabelMap;
 use crate::data::dataset::check::Picture;
-use crate::data::dataset::finding::{Finding, printable};
+use crate::data::dataset::finding::Finding;
 use crate::data::split::Side;
-
-/// `1 picture`, `2 pictures`, `2 classes`.
-pub fn plural(count: usize, what: &str) -> String {
-    match (count, what.ends_with('s')) {
-        (1, _) => format!("1 {what}"),
-        (_, true) => format!("{count} {what}es"),
-        (_, false) => format!("{count} {what}s"),
-    }
-}
+use crate::wording::{columns, printable};
 
 /// Boxes of each class on each side, as the old tool told them: ID, NAME, Train, Validate, and totals.
 pub fn table(pictures: &[Picture], sides: &[Side], map: &LabelMap) -> Vec<String> {
@@ -53,25 +45,6 @@ pub fn table(pictures: &[Picture], sides: &[Side], map: &LabelMap) -> Vec<String
             line
         })
         .collect()
-}
-
-/// Columns that a text takes on a terminal, where Korean, Chinese and Japanese letters take two.
-fn columns(text: &str) -> usize {
-    text.chars()
-        .map(|c| match c as u32 {
-            0x0300..=0x036f => 0,
-            0x1100..=0x115f
-            | 0x2e80..=0xa4cf
-            | 0xac00..=0xd7a3
-            | 0xf900..=0xfaff
-            | 0xfe30..=0xfe6f
-            | 0xff00..=0xff60
-            | 0xffe0..=0xffe6
-            | 0x1f300..=0x1faff
-            | 0x20000..=0x3fffd => 2,
-            _ => 1,
-        })
-        .sum()
 }
 
 /// Names each class that is on one side only, or nowhere, and an empty side; `given` if the split is the user's own.
@@ -178,10 +151,5 @@ mod tests {
         assert!(said[0].contains("`dog`") && said[0].contains("2 pictures"));
         assert!(said[1].contains("`owl`"));
         assert!(said[2].contains("`bee`") && said[2].contains("no picture"));
-    }
-
-    #[test]
-    fn counts_are_in_words() {
-        assert_eq!([plural(0, "class"), plural(1, "class"), plural(2, "note")], ["0 classes", "1 class", "2 notes"]);
     }
 }

@@ -9,10 +9,10 @@ use csv::{ByteRecord, ReaderBuilder, StringRecord, Writer};
 use unicode_normalization::UnicodeNormalization;
 
 use crate::data::dataset::check::Picture;
-use crate::data::dataset::finding::{printable, shown};
+use crate::data::dataset::finding::shown;
 use crate::data::dataset::number;
-use crate::data::dataset::summary::plural;
 use crate::formats::voc;
+use crate::wording::{plural, printable};
 
 /// The columns, in the old tool's order.
 pub const COLUMNS: [&str; 8] = ["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"];

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::config::label_map::LabelMap;
 use crate::data::dataset::check::Picture;
-use crate::data::dataset::finding::{Finding, printable, shown};
+use crate::data::dataset::finding::{Finding, shown};
 use crate::data::split::Side;
+use crate::wording::printable;
 
 /// The classes of all objects, sorted.
 pub fn classes(pictures: &[Picture]) -> Vec<String> {

@@ -162,7 +162,7 @@ fn sliding(window: &Window) -> Result<Vec<Attribute>> {
 
 fn pooling(window: &Window) -> Result<Vec<Attribute>> {
     if window.dilation != [1, 1] {
-        bail!("ONNX's average pooling has no dilation, but this one has {:?}", window.dilation);
+        bail!("a pooling with dilation {:?} is not written", window.dilation);
     }
     sliding(window)
 }

@@ -106,7 +106,7 @@ mod tests {
 
     use super::*;
     use crate::detection::boxes::BBox;
-    use crate::detection::nms::{ClassBoxes, multiclass_clipped};
+    use crate::detection::nms::{ClassBoxes, multiclass};
     use crate::net::shim::{self, Script};
 
     /// A module whose input has a row for each box: its classes' boxes, then its classes' scores.
@@ -163,7 +163,7 @@ mod tests {
                 }
                 let scores: Vec<f32> = (0..rows * classes).map(|_| (next() * steps).round() / steps).collect();
                 let parts = if each { ClassBoxes::Own(&boxes) } else { ClassBoxes::Shared(&boxes) };
-                let expected = multiclass_clipped(parts, &scores, classes, &nms);
+                let expected = multiclass(parts, &scores, classes, &nms);
                 let sides = |columns: usize| [rows as i64, columns as i64];
                 let input = [
                     Tensor::from_slice(boxes.as_flattened()).view(sides(4 * own)),

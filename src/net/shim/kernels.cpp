@@ -69,13 +69,11 @@ ODH_INLINE void over_channels(int64_t c, const F &f) {
 
 template <int K> struct Count { static constexpr int value = K; };
 
-constexpr int64_t kMaxTaps = 128;
-
 // One weight and the input it meets.
 struct Taps {
   int64_t count = 0;
-  const float *src[kMaxTaps];
-  const float *w[kMaxTaps];
+  const float *src[kOdhMaxTaps];
+  const float *w[kOdhMaxTaps];
 };
 
 // dst[j * dst_step] = the sum over taps of w * src[j * src_step], for J positions, all channels.
@@ -206,7 +204,7 @@ void depthwise_backward_weight(const OdhDepthwise &d, const float *x, const floa
   for (int64_t oh = oh0; oh < oh1; oh++) {
     const auto run = [&](int64_t ow, int64_t count) {
       Taps taps;
-      float *out[kMaxTaps];
+      float *out[kOdhMaxTaps];
       for (int64_t kh = 0; kh < d.kh; kh++) {
         const int64_t ih = oh * d.stride_h - d.top + kh * d.dilation_h;
         if (ih < 0 || ih >= d.h) continue;

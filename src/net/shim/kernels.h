@@ -4,6 +4,9 @@
 #pragma once
 #include <stdint.h>
 
+// The most weights a channel of a depthwise convolution may have.
+constexpr int64_t kOdhMaxTaps = 128;
+
 // A depthwise convolution of one picture: input [h, w, c], weights [kh * kw, c], output [oh, ow, c].
 struct OdhDepthwise {
   int64_t h, w, c, oh, ow, kh, kw, stride_h, stride_w, dilation_h, dilation_w, top, left;

@@ -138,7 +138,7 @@ Tensor depthwise_conv2d(const Tensor &x, const Tensor &w, const DepthwiseConfig 
   for (int i = 0; i < 2; i++)
     TORCH_CHECK(c.stride[i] > 0 && c.dilation[i] > 0 && c.padding[i] >= 0 && c.padding[i + 2] >= 0,
                 "depthwise_conv2d: strides and dilations are at least 1, padding at least 0");
-  if (plain_cpu(x) && plain_cpu(w) && w.size(0) == x.size(1) && w.size(2) * w.size(3) <= 128) {
+  if (plain_cpu(x) && plain_cpu(w) && w.size(0) == x.size(1) && w.size(2) * w.size(3) <= kOdhMaxTaps) {
     const OdhDepthwise d = depthwise_shape(x, w, c);
     TORCH_CHECK(d.oh > 0 && d.ow > 0, "depthwise_conv2d: the kernel ", w.sizes(), " is larger than the padded input ", x.sizes());
     return DepthwiseConv::apply(x, w, c);
@@ -170,18 +170,18 @@ struct Split {
         tasks(divide_up(m.rows, step)) {}
 };
 
-// Runs f(first row, rows, its own double sums [2, c], its own float scratch [3, c]) over the rows; gives the sum of the sums, [2, c] in
+// Runs f(first row, rows, its own double sums [2, c], its own float scratch [2, c]) over the rows; gives the sum of the sums, [2, c] in
 // double, added in the order of the rows.
 template <typename F>
 Tensor sum_rows(const Matrix &m, const F &f) {
   const Split split(m);
   const Tensor sums = at::zeros({split.tasks, 2, m.c}, at::kDouble);
-  const Tensor scratch = at::empty({split.tasks, 3, m.c}, at::kFloat);
+  const Tensor scratch = at::empty({split.tasks, 2, m.c}, at::kFloat);
   double *sp = sums.mutable_data_ptr<double>();
   float *fp = scratch.mutable_data_ptr<float>();
   parallel(split.tasks, [&](int64_t i) {
     const int64_t r = i * split.step;
-    f(r, std::min(split.step, m.rows - r), sp + i * 2 * m.c, fp + i * 3 * m.c);
+    f(r, std::min(split.step, m.rows - r), sp + i * 2 * m.c, fp + i * 2 * m.c);
   });
   return sums.sum(0);
 }
