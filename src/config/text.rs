@@ -269,7 +269,7 @@ fn unclosed_brace(text: &str) -> Option<usize> {
 /// If nothing but white space and comments is there.
 pub fn refuse_empty(text: &str, source: &str) -> Result<()> {
     if text.lines().all(|line| matches!(line.trim().chars().next(), None | Some('#'))) {
-        bail!("{source}: the file is empty");
+        bail!("{source}: the file is empty; fill it, or delete it");
     }
     Ok(())
 }

@@ -16,10 +16,13 @@ pub struct Lock {
     path: PathBuf,
     file: File,
     sure: bool,
+    /// Folders that were made for it, the innermost first.
+    made: Vec<PathBuf>,
 }
 
 impl Lock {
-    /// Takes the lock file `path`, which is made, with its folder. On a file system without locks it warns and goes on.
+    /// Takes the lock file `path`, which is made, with its folder. On a file system without locks it warns and goes on. What was made goes with
+    /// the lock if nothing else came into it.
     ///
     /// * `place`: what must not be used by two at once, for messages.
     ///
@@ -35,11 +38,17 @@ impl Lock {
     }
 
     fn take_by(path: &Path, place: &Path, try_lock: impl Fn(&File) -> Result<(), TryLockError>) -> Result<Self> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("cannot make the folder `{}`", folder.display()))?;
-        }
+        let folders = path.ancestors().skip(1).filter(|folder| !folder.as_os_str().is_empty());
+        let made: Vec<PathBuf> = folders.take_while(|folder| !folder.exists()).map(Path::to_path_buf).collect();
         loop {
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder).with_context(|| format!("cannot make the folder `{}`", folder.display()))?;
+            }
             let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+            if opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                // Another's drop removed the folder that it had made.
+                continue;
+            }
             let mut file = opened.with_context(|| format!("cannot write `{}`", path.display()))?;
             let sure = match try_lock(&file) {
                 Ok(()) if is_at(&file, path) => {
@@ -63,7 +72,7 @@ impl Lock {
                     false
                 }
             };
-            return Ok(Lock { path: path.to_path_buf(), file, sure });
+            return Ok(Lock { path: path.to_path_buf(), file, sure, made });
         }
     }
 }
@@ -73,6 +82,8 @@ impl Drop for Lock {
         // Before it is unlocked, so that nobody's lock but ours is deleted; left behind by a killed process, it bars nobody.
         if is_at(&self.file, &self.path) {
             let _ = fs::remove_file(&self.path);
+            // Not those that anything else is in.
+            let _ = self.made.iter().try_for_each(fs::remove_dir);
         }
     }
 }
@@ -124,6 +135,18 @@ mod tests {
     }
 
     #[test]
+    fn folders_that_were_made_for_it_go_with_it_unless_something_came_into_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/newer/.lock");
+        drop(Lock::take(&path, folder.path()).unwrap());
+        assert!(folder.path().exists() && !folder.path().join("new").exists());
+        let lock = Lock::take(&path, folder.path()).unwrap();
+        fs::write(folder.path().join("new/kept"), "").unwrap();
+        drop(lock);
+        assert!(folder.path().join("new/kept").exists() && !folder.path().join("new/newer").exists());
+    }
+
+    #[test]
     fn what_a_killed_process_left_bars_nobody_and_its_note_is_gone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(".lock");
@@ -164,7 +187,7 @@ mod tests {
     #[test]
     fn of_many_at_once_one_at_a_time_holds_it() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, inside) = (folder.path().join(".lock"), std::sync::atomic::AtomicUsize::new(0));
+        let (path, inside) = (folder.path().join("new/.lock"), std::sync::atomic::AtomicUsize::new(0));
         let taken: usize = std::thread::scope(|scope| {
             let runs: Vec<_> = (0..4)
                 .map(|_| {

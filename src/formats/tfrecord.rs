@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
+/// What to do about a file that is not whole.
+const REMEDY: &str = "copy it again, or make it anew with `odh tfgen`";
 /// Bytes before a record's data: its length and the length's checksum.
 const HEADER: u64 = 12;
 /// Bytes after a record's data: its checksum.
@@ -165,7 +167,7 @@ impl<R: Read> Iterator for Reader<R> {
         if self.done {
             return None;
         }
-        let item = self.next_record().with_context(|| format!("`{}`: record {} is damaged", self.name, self.record));
+        let item = self.next_record().with_context(|| format!("`{}`: record {} is damaged; {REMEDY}", self.name, self.record));
         self.record += 1;
         self.done = !matches!(item, Ok(Some(_)));
         item.transpose()
@@ -194,7 +196,7 @@ pub fn index(path: &Path) -> Result<Vec<Span>> {
     let mut position = 0;
     let mut header = [0; HEADER as usize];
     while position < end {
-        let damaged = || format!("`{name}`: record {} at byte {position} is damaged", spans.len());
+        let damaged = || format!("`{name}`: record {} at byte {position} is damaged; {REMEDY}", spans.len());
         ensure!(end - position >= HEADER, "{}: the file ends inside its header", damaged());
         file.read_exact_at(&mut header, position).with_context(damaged)?;
         let len = parse_header(&header).with_context(damaged)?;
@@ -217,7 +219,7 @@ pub fn index(path: &Path) -> Result<Vec<Span>> {
 /// # Errors
 /// If it cannot be read or its checksum is wrong.
 pub fn read_at(file: &File, span: Span) -> Result<Vec<u8>> {
-    let damaged = || format!("the record at byte {} is damaged", span.offset - HEADER);
+    let damaged = || format!("the record at byte {} is damaged; {REMEDY}", span.offset - HEADER);
     let mut data = vec![0; usize::try_from(span.len + FOOTER)?];
     file.read_exact_at(&mut data, span.offset).with_context(damaged)?;
     check_data(data).with_context(damaged)
@@ -280,7 +282,7 @@ fn check_shards(found: &[PathBuf]) -> Result<()> {
             "`{stem}`: shards of sets with different counts lie side by side; remove the old ones"
         );
         if let Some(missing) = (0..total).find(|n| !shards.contains(n)) {
-            bail!("`{}`: this shard is missing", shard_path(Path::new(&stem), missing, total).display());
+            bail!("`{}`: this shard is missing; {REMEDY}", shard_path(Path::new(&stem), missing, total).display());
         }
     }
     Ok(())

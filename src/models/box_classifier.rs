@@ -9,7 +9,7 @@ use tch::{Device, Tensor};
 
 use super::pictures::Frame;
 use super::position_sensitive::BinShares;
-use super::post_processing::{ScoreConverter, host_values};
+use super::post_processing::ScoreConverter;
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::{BBox, Detections, Groundtruth, clip, scale};
 use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
@@ -21,6 +21,7 @@ use crate::detection::target_assigner::{Targets, assign};
 use crate::net::exec::Outputs;
 use crate::net::graph::{Graph, NodeId, Op};
 use crate::net::graph::{Padding, Window};
+use crate::net::host::host_values;
 use crate::net::layers::{ConvScope, Scope, conv2d, fully_connected};
 use crate::net::shim::crop_and_resize;
 

@@ -1,8 +1,8 @@
 //! Convolutional box predictors: what turns a feature map into box codes and class scores (upstream core/box_predictor.py).
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 
-use super::losses_config::kept_by_dropout;
+use super::config_values::{box_code_size, kept_by_dropout, positive};
 use crate::net::graph::{Graph, MovingVariance, NodeId, Op, Padding, Regularizer, Variable, VariableKind, Window};
 use crate::net::hyperparams::{Surroundings, conv_scope};
 use crate::net::layers::{ConvScope, Scope, conv2d, depthwise_conv2d};
@@ -38,12 +38,9 @@ impl ConvolutionalBoxPredictor {
     /// If the message sets what is not supported.
     pub fn from_config(config: &pb::ConvolutionalBoxPredictor, num_classes: usize, freeze_batch_norm: bool) -> Result<Self> {
         let field = "model.ssd.box_predictor.convolutional_box_predictor";
-        if config.box_code_size() != 4 {
-            bail!("{field}.box_code_size: {} is not supported; boxes have 4 numbers", config.box_code_size());
-        }
-        let (least, most, kernel) = (config.min_depth(), config.max_depth(), config.kernel_size());
+        box_code_size(field, config.box_code_size())?;
+        let (least, most) = (config.min_depth(), config.max_depth());
         ensure!(least <= most, "{field}: min_depth {least} is above max_depth {most}");
-        ensure!(kernel > 0, "{field}.kernel_size: {kernel} must be at least 1");
         // Upstream says fused=False around the backbones only.
         let surroundings = Surroundings { freeze_batch_norm, moving: MovingVariance::Unbiased };
         let default = pb::Hyperparams::default();
@@ -55,7 +52,7 @@ impl ConvolutionalBoxPredictor {
             max_depth: config.max_depth().into(),
             num_layers: config.num_layers_before_predictor().into(),
             dropout_keep: config.use_dropout().then(|| kept_by_dropout(field, config.dropout_keep_probability())).transpose()?,
-            kernel_size: config.kernel_size().into(),
+            kernel_size: positive(&format!("{field}.kernel_size"), config.kernel_size())? as i64,
             class_bias: config.class_prediction_bias_init(),
             use_depthwise: config.use_depthwise(),
             sigmoid: config.apply_sigmoid_to_scores(),

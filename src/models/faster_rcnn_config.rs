@@ -6,10 +6,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::box_classifier::{self, BoxClassifier, Regions};
+use super::config_values::{box_code_size, kept_by_dropout, overlap};
 use super::faster_rcnn::FasterRcnn;
-use super::losses_config::{self, kept_by_dropout};
 use super::post_processing;
 use super::rpn::{self, Rpn, RpnLayers};
+use super::{config_values, losses_config};
 use crate::backbones::faster_rcnn::{FIRST_STAGE_SCOPE, FasterRcnnBackbone, SECOND_STAGE_SCOPE, StageOptions, backbone};
 use crate::data::resizer::Resizer;
 use crate::detection::anchors::GridAnchors;
@@ -69,7 +70,7 @@ fn union(first: &Graph, second: &Graph) -> Vec<Variable> {
 }
 
 fn positive(name: &str, value: i32) -> Result<usize> {
-    usize::try_from(value).ok().filter(|&n| n > 0).with_context(|| format!("{FIELD}.{name}: {value} must be at least 1"))
+    config_values::positive(&format!("{FIELD}.{name}"), value)
 }
 
 fn layers(hyperparams: Option<&pb::Hyperparams>, op: pb::hyperparams::Op, field: &str) -> Result<ConvScope> {
@@ -133,10 +134,7 @@ fn rpn(config: &pb::FasterRcnn, anchors: GridAnchors) -> Result<Rpn> {
         coder: CODER,
         nms: NmsOptions {
             score_threshold: config.first_stage_nms_score_threshold(),
-            iou_threshold: post_processing::overlap(
-                &format!("{FIELD}.first_stage_nms_iou_threshold"),
-                config.first_stage_nms_iou_threshold(),
-            )?,
+            iou_threshold: overlap(&format!("{FIELD}.first_stage_nms_iou_threshold"), config.first_stage_nms_iou_threshold())?,
             max_per_class: most,
             max_total: most,
         },
@@ -168,11 +166,7 @@ fn classifier(
             if p.predict_keypoints() {
                 bail!("{field}.predict_keypoints: keypoints are not supported");
             }
-            ensure!(
-                p.box_code_size() == 4,
-                "{field}.box_code_size: {} is not supported; boxes have 4 numbers",
-                p.box_code_size()
-            );
+            box_code_size(&field, p.box_code_size())?;
             let with = layers(p.fc_hyperparams.as_ref(), pb::hyperparams::Op::Fc, &format!("{field}.fc_hyperparams"))?;
             ensure!(with.batch_norm.is_none(), "{field}.fc_hyperparams.batch_norm is not supported: these layers have biases");
             let side = positive("initial_crop_size", config.initial_crop_size())? as i64;
@@ -197,15 +191,10 @@ fn classifier(
         }
         P::RfcnBoxPredictor(p) => {
             let field = format!("{field}.rfcn_box_predictor");
-            ensure!(
-                p.box_code_size() == 4,
-                "{field}.box_code_size: {} is not supported; boxes have 4 numbers",
-                p.box_code_size()
-            );
+            box_code_size(&field, p.box_code_size())?;
             let with = layers(p.conv_hyperparams.as_ref(), pb::hyperparams::Op::Conv, &format!("{field}.conv_hyperparams"))?;
-            let number = |name: &str, value: i32| {
-                ensure!(value > 0, "{field}.{name}: {value} must be at least 1");
-                Ok(i64::from(value))
+            let number = |name: &str, value: i32| -> Result<i64> {
+                Ok(config_values::positive(&format!("{field}.{name}"), value)? as i64)
             };
             let bins = [
                 number("num_spatial_bins_height", p.num_spatial_bins_height())?,

@@ -1,8 +1,8 @@
 //! What the configs of all models say of losses in the same words.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use super::post_processing::overlap;
+use super::config_values::{logit_scale, overlap};
 use crate::detection::hard_example_miner::{HardExampleMiner, RankBy};
 use crate::detection::losses::ClassificationLoss;
 use crate::proto::object_detection::protos as pb;
@@ -32,25 +32,4 @@ pub fn hard_example_miner(config: &pb::HardExampleMiner, field: &str) -> Result<
 /// As [`logit_scale`].
 pub fn softmax(config: &pb::WeightedSoftmaxClassificationLoss, field: &str) -> Result<ClassificationLoss> {
     Ok(ClassificationLoss::Softmax { logit_scale: logit_scale(&format!("{field}.weighted_softmax"), config.logit_scale())? })
-}
-
-/// What logits are divided by.
-///
-/// # Errors
-/// If that makes no numbers of them; the field of the message `field` is named.
-pub fn logit_scale(field: &str, scale: f32) -> Result<f64> {
-    ensure!(
-        scale != 0.0 && scale.is_finite(),
-        "{field}.logit_scale: {scale}; logits are divided by it, so it must be another number than 0"
-    );
-    Ok(scale.into())
-}
-
-/// What dropout keeps of the values that it sees.
-///
-/// # Errors
-/// If it is no share, or nothing; the field of the message `field` is named.
-pub fn kept_by_dropout(field: &str, share: f32) -> Result<f64> {
-    ensure!(share > 0.0 && share <= 1.0, "{field}.dropout_keep_probability: {share} must be above 0 and at most 1");
-    Ok(share.into())
 }

@@ -10,6 +10,7 @@ use crate::proto::object_detection::protos as pb;
 
 pub mod box_classifier;
 pub mod box_predictor;
+mod config_values;
 mod detection_model;
 pub mod faster_rcnn;
 mod faster_rcnn_config;

@@ -1,9 +1,9 @@
 //! From raw predictions to scores and selections, as both meta-architectures do it (upstream builders/post_processing_builder.py).
 
-use anyhow::{Context, Result, ensure};
-use tch::{Device, Kind, Tensor};
+use anyhow::{Result, ensure};
+use tch::{Kind, Tensor};
 
-use super::losses_config;
+use super::config_values::{logit_scale, overlap, positive};
 use crate::detection::nms::NmsOptions;
 use crate::proto::object_detection::protos as pb;
 
@@ -33,12 +33,7 @@ impl ScoreConverter {
 pub fn from_config(post: &pb::PostProcessing, field: &str) -> Result<(NmsOptions, ScoreConverter)> {
     let default = pb::BatchNonMaxSuppression::default();
     let nms = post.batch_non_max_suppression.as_ref().unwrap_or(&default);
-    let count = |name: &str, value: i32| {
-        usize::try_from(value)
-            .ok()
-            .filter(|&n| n > 0)
-            .with_context(|| format!("{field}.batch_non_max_suppression.{name}: {value} is not a number of detections"))
-    };
+    let count = |name: &str, value: i32| positive(&format!("{field}.batch_non_max_suppression.{name}"), value);
     let options = NmsOptions {
         score_threshold: nms.score_threshold(),
         iou_threshold: overlap(&format!("{field}.batch_non_max_suppression.iou_threshold"), nms.iou_threshold())?,
@@ -50,28 +45,13 @@ pub fn from_config(post: &pb::PostProcessing, field: &str) -> Result<(NmsOptions
         most <= total,
         "{field}.batch_non_max_suppression.max_detections_per_class: {most} is above max_total_detections: {total}; lower it to {total}"
     );
-    let logit_scale = losses_config::logit_scale(field, post.logit_scale())?;
+    let logit_scale = logit_scale(field, post.logit_scale())?;
     let converter = match post.score_converter() {
         pb::post_processing::ScoreConverter::Identity => ScoreConverter::Identity { logit_scale },
         pb::post_processing::ScoreConverter::Sigmoid => ScoreConverter::Sigmoid { logit_scale },
         pb::post_processing::ScoreConverter::Softmax => ScoreConverter::Softmax { logit_scale },
     };
     Ok((options, converter))
-}
-
-/// A threshold of overlap, as every suppression takes it, in whichever runtime.
-///
-/// # Errors
-/// If it is beyond 0 to 1; `field` is named.
-pub fn overlap(field: &str, threshold: f32) -> Result<f32> {
-    ensure!((0.0..=1.0).contains(&threshold), "{field}: {threshold} must be from 0 to 1");
-    Ok(threshold)
-}
-
-/// A tensor's values, row by row; a GPU waits here.
-pub fn host_values(x: &Tensor) -> Result<Vec<f32>> {
-    let flat = x.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_view([-1])?;
-    Ok(Vec::<f32>::try_from(&flat)?)
 }
 
 #[cfg(test)]
@@ -95,7 +75,7 @@ mod tests {
             ),
             ("iou_threshold: 1.1", "iou_threshold: 1.1 must be from 0 to 1"),
             ("iou_threshold: -0.1", "iou_threshold: -0.1"),
-            ("max_detections_per_class: 0", "max_detections_per_class: 0 is not a number of detections"),
+            ("max_detections_per_class: 0", "max_detections_per_class: 0 must be at least 1"),
         ] {
             let error = options(inner).unwrap_err().to_string();
             assert!(error.starts_with("p.batch_non_max_suppression.") && error.contains(word), "{inner}: {error}");

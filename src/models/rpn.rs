@@ -6,7 +6,6 @@ use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
 use super::pictures::Frame;
-use super::post_processing::host_values;
 use crate::detection::anchors::GridAnchors;
 use crate::detection::box_coder::BoxCoder;
 use crate::detection::boxes::{BBox, Groundtruth, clip};
@@ -17,6 +16,7 @@ use crate::detection::sampler::{BalancedSampler, Shuffle};
 use crate::detection::target_assigner::{Targets, assign};
 use crate::net::exec::Outputs;
 use crate::net::graph::{Activation, Graph, NodeId, Padding, Window};
+use crate::net::host::host_values;
 use crate::net::layers::{ConvScope, Scope, conv2d};
 
 /// Which anchors are positive.

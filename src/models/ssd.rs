@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::box_predictor::Predicted;
 use super::detection_model::{DetectionModel, Frozen, Losses, StepContext};
 use super::pictures::{Frame, Pictures};
-use super::post_processing::{ScoreConverter, host_values};
+use super::post_processing::ScoreConverter;
 use super::ssd_config;
 use crate::data::resizer::Resizer;
 use crate::detection::anchors::SsdAnchors;
@@ -23,6 +23,7 @@ use crate::detection::nms::{ClassBoxes, NmsOptions, multiclass};
 use crate::detection::target_assigner::{Targets, assign};
 use crate::net::exec::{self, Inference, Outputs};
 use crate::net::graph::{Graph, NodeId, Variable};
+use crate::net::host::host_values;
 use crate::net::variables::Variables;
 use crate::proto::object_detection::protos as pb;
 

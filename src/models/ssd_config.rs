@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::box_predictor::{ConvolutionalBoxPredictor, Predicted};
+use super::config_values::positive;
 use super::losses_config;
 use super::post_processing::{self, ScoreConverter};
 use super::ssd::LossOptions;
@@ -69,10 +70,7 @@ pub fn append_box_predictor(graph: &mut Graph, config: &pb::Ssd, maps: &[NodeId]
 
 /// Classes without background.
 pub fn num_classes(config: &pb::Ssd) -> Result<usize> {
-    usize::try_from(config.num_classes())
-        .ok()
-        .filter(|&n| n > 0)
-        .with_context(|| format!("model.ssd.num_classes: {} is not a number of classes", config.num_classes()))
+    positive("model.ssd.num_classes", config.num_classes())
 }
 
 /// The anchors' shapes.
@@ -83,10 +81,7 @@ pub fn anchors(config: &pb::Ssd) -> Result<SsdAnchors> {
         bail!("model.ssd.anchor_generator: only ssd_anchor_generator is supported for SSD");
     };
     let field = "model.ssd.anchor_generator.ssd_anchor_generator";
-    let num_layers = usize::try_from(a.num_layers())
-        .ok()
-        .filter(|&n| n > 0)
-        .with_context(|| format!("{field}.num_layers: {}", a.num_layers()))?;
+    let num_layers = positive(&format!("{field}.num_layers"), a.num_layers())?;
     if !a.scales.is_empty() && a.scales.len() != num_layers {
         bail!("{field}.scales: {} are given for num_layers: {num_layers}", a.scales.len());
     }

@@ -211,6 +211,7 @@ pub enum Op {
     GlobalMean,
     /// Along the channels.
     Concat,
+    /// Of two inputs.
     Add,
     /// Times a constant.
     Scale(f64),
@@ -310,6 +311,7 @@ impl Graph {
 
     /// Appends an operation. A name that is taken gets TensorFlow's `_1`, `_2`, ...
     pub fn push(&mut self, name: &str, op: Op, inputs: &[NodeId], channels: i64) -> NodeId {
+        assert!(op != Op::Add || inputs.len() == 2, "{name} adds {} inputs", inputs.len());
         let count = self.names.entry(name.to_string()).or_insert(0);
         let unique = if *count == 0 { name.to_string() } else { format!("{name}_{count}") };
         *count += 1;

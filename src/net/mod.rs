@@ -2,6 +2,7 @@
 
 pub mod exec;
 pub mod graph;
+pub mod host;
 pub mod hyperparams;
 mod inference;
 pub mod layers;

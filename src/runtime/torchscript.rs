@@ -12,7 +12,7 @@ use super::file_kind::INSTEAD;
 use super::metadata::Metadata;
 use super::outputs::{self, Output};
 use crate::detection::boxes::Detections;
-use crate::models::post_processing::host_values;
+use crate::net::host::host_values;
 use crate::net::shim::{self, Script};
 
 /// An exported model, ready to run.

@@ -53,10 +53,10 @@ impl Staged {
     /// # Errors
     /// If the folder or the file cannot be made, or `target` cannot be replaced.
     pub fn create(&mut self, target: &Path) -> Result<Arc<File>> {
-        ensure!(!target.is_dir(), "`{}`: is a folder, and a file is to be written there", shown(target));
+        ensure!(!target.is_dir(), "`{}`: is a folder, and a file is to be written there; name another file", shown(target));
         ensure!(
             !target.exists() || target.is_file(),
-            "`{}`: is a device or a pipe, and a file is to be put there",
+            "`{}`: is a device or a pipe, and a file is to be put there; name another file",
             shown(target)
         );
         // A link that leads nowhere yet says where the file is to be.

@@ -96,15 +96,7 @@ impl Writer<'_> {
             }
             // Channels come last.
             Op::Concat => concat(b, name, &inputs, -1),
-            Op::Add => {
-                let mut sum = x;
-                for (i, part) in inputs.iter().enumerate().skip(1) {
-                    let last = i + 1 == inputs.len();
-                    let step = if last { name.clone() } else { format!("{name}/partial") };
-                    sum = b.same(&step, "Add", &[sum, *part]);
-                }
-                sum
-            }
+            Op::Add => b.same(name, "Add", &inputs),
             Op::Sigmoid => b.same(name, "Sigmoid", &[x]),
             Op::Scale(factor) => {
                 let factor = b.float(&format!("{name}/factor"), *factor as f32);

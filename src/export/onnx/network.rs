@@ -123,7 +123,7 @@ fn write(
             plain(b.op(name, "ReduceMean", &[x], &attributes)) // [N, C]
         }
         Op::Concat => plain(b.op(name, "Concat", &inputs, &[Attribute::int("axis", 1)])),
-        Op::Add => plain(inputs[1..].iter().fold(x, |sum, part| b.op(name, "Add", &[sum, *part], &[]))),
+        Op::Add => plain(b.op(name, "Add", &inputs, &[])),
         Op::Sigmoid => plain(b.op(name, "Sigmoid", &[x], &[])),
         Op::Scale(factor) => {
             let factor = b.float(&format!("{name}/factor"), *factor as f32);
