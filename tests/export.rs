@@ -279,7 +279,14 @@ fn an_export_has_its_files_and_a_later_one_replaces_it() {
     let output = work.path().join("export_dir/모델 1");
     let config = config(3);
     let label_map = LabelMap::parse("item { id: 1 name: 'cat' } item { id: 3 name: 'dog' display_name: '개' }", "map").unwrap();
-    let input = ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &output, formats: &[] };
+    let input = ExportInput {
+        model: "모델",
+        config: &config,
+        label_map: &label_map,
+        checkpoint: &prefix,
+        output_dir: &output,
+        formats: &[],
+    };
     let exported = folder::run(&input, None).unwrap();
     assert_eq!(exported.step, Some(42));
     assert_eq!(names(&output), FILES);
@@ -291,7 +298,7 @@ fn an_export_has_its_files_and_a_later_one_replaces_it() {
     assert_eq!(odh::config::pipeline::load(&output.join("pipeline.config")).unwrap(), config);
 
     let manifest: serde_json::Value = serde_json::from_slice(&fs::read(output.join("export.json")).unwrap()).unwrap();
-    assert_eq!((manifest["model"].as_str(), manifest["step"].as_i64()), (Some("모델 1"), Some(42)));
+    assert_eq!((manifest["model"].as_str(), manifest["step"].as_i64()), (Some("모델"), Some(42)));
     assert_eq!(manifest["classes"], serde_json::json!([{ "id": 1, "name": "cat" }, { "id": 3, "name": "개" }]));
     let files = manifest["files"].as_array().unwrap();
     // All but itself; the SavedModel is the one file of its folder.
@@ -335,7 +342,14 @@ fn an_export_that_fails_leaves_the_earlier_one_and_nothing_else() {
     let (three, five) = (config(3), config(5));
     let label_map = LabelMap::from_names(["a", "b", "c"]);
     let prefix = checkpoint(work.path(), 3);
-    let good = ExportInput { config: &three, label_map: &label_map, checkpoint: &prefix, output_dir: &output, formats: &[] };
+    let good = ExportInput {
+        model: "모델",
+        config: &three,
+        label_map: &label_map,
+        checkpoint: &prefix,
+        output_dir: &output,
+        formats: &[],
+    };
     folder::run(&good, None).unwrap();
     let contents = || -> Vec<Vec<u8>> {
         let path = |file: &&str| output.join(if *file == "saved_model" { "saved_model/saved_model.pb" } else { file });
@@ -347,7 +361,10 @@ fn an_export_that_fails_leaves_the_earlier_one_and_nothing_else() {
         let error = format!("{:#}", folder::run(input, None).unwrap_err());
         assert!(parts.iter().all(|p| error.contains(p)), "{error}");
     };
-    fails(&ExportInput { config: &five, ..good }, &["model.ckpt-42", "BoxPredictor_0/ClassPredictor/weights", "[1, 1, 384, 12]"]);
+    fails(
+        &ExportInput { model: "모델", config: &five, ..good },
+        &["model.ckpt-42", "BoxPredictor_0/ClassPredictor/weights", "[1, 1, 384, 12]"],
+    );
     let many = LabelMap::from_names(["a", "b", "c", "d"]);
     fails(&ExportInput { label_map: &many, ..good }, &["largest id is 4", "3 classes"]);
     fails(&ExportInput { checkpoint: &work.path().join("gone"), ..good }, &["gone"]);
@@ -371,8 +388,14 @@ fn a_folder_of_other_things_is_not_replaced() {
     fs::create_dir(&photos).unwrap();
     fs::write(photos.join("a.jpg"), "not to be lost").unwrap();
     for (output, part) in [(photos.clone(), "is not an export"), (photos.join("a.jpg"), "is a file")] {
-        let input =
-            ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &output, formats: &[] };
+        let input = ExportInput {
+            model: "모델",
+            config: &config,
+            label_map: &label_map,
+            checkpoint: &prefix,
+            output_dir: &output,
+            formats: &[],
+        };
         let error = folder::run(&input, None).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
     }
@@ -380,7 +403,14 @@ fn a_folder_of_other_things_is_not_replaced() {
     let empty = work.path().join("empty");
     fs::create_dir(&empty).unwrap();
     folder::run(
-        &ExportInput { config: &config, label_map: &label_map, checkpoint: &prefix, output_dir: &empty, formats: &[] },
+        &ExportInput {
+            model: "모델",
+            config: &config,
+            label_map: &label_map,
+            checkpoint: &prefix,
+            output_dir: &empty,
+            formats: &[],
+        },
         None,
     )
     .unwrap();

@@ -616,3 +616,17 @@ fn what_is_missing_without_a_terminal_is_an_error_that_names_the_flag() {
         assert!(text.contains(flag), "{args:?}: {text}");
     }
 }
+
+#[test]
+fn reset_does_not_delete_what_the_training_reads() {
+    let folder = tiny_project();
+    let kept = folder.path().join("train_dir/tiny/tiny.config");
+    fs::create_dir_all(kept.parent().unwrap()).unwrap();
+    fs::copy(folder.path().join("tiny.config"), &kept).unwrap();
+    let args = ["train", "--pipeline_config", "train_dir/tiny/tiny.config", "--fine_tune_checkpoint", "none", "-s", "1", "-r"];
+    let output = odh_in(folder.path()).args(args).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("--reset would delete `train_dir/tiny/tiny.config`"), "{said}");
+    assert!(kept.is_file());
+}

@@ -3,22 +3,21 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::zoo_args::ZooArgs;
 use crate::config::label_map::LabelMap;
 use crate::config::{pipeline, weights, zoo};
-use crate::engine::model_files::{self, ModelFiles, ModelSource, Search};
+use crate::engine::model_files::{self, ModelSource, Search};
 use crate::exit;
 use crate::proto::object_detection::protos as pb;
+use crate::wording::plural;
 
 /// What was typed.
 pub struct Wanted<'a> {
     pub search: Search<'a>,
     /// The checkpoint that evaluated best in place of the latest.
     pub best: bool,
-    /// In place of the one beside the checkpoint, or the zoo's.
-    pub pipeline_config: Option<&'a Path>,
     /// In place of the model's own.
     pub label_file: Option<&'a Path>,
     pub zoo: &'a ZooArgs,
@@ -46,25 +45,18 @@ impl Chosen {
                 "--checkpoint names one and --best asks for another: leave one of them out, or name the train folder",
             ));
         }
-        let files = match (wanted.search.checkpoint, wanted.pipeline_config) {
-            // A checkpoint from elsewhere need not have its config beside it.
-            (Some(typed), Some(config)) => model_files::with_pipeline_config(typed, config)?,
-            _ => match model_files::find(&wanted.search, |typed| Ok(zoo::resolve(typed)?.folder.to_string()))? {
-                ModelSource::Files(files) => files,
-                ModelSource::Zoo(name) => return Self::pretrained(wanted, &name),
-            },
-        };
-        let files = ModelFiles {
-            checkpoint: if wanted.best { model_files::best(&files.folder)? } else { files.checkpoint },
-            pipeline_config: wanted.pipeline_config.map_or(files.pipeline_config, Path::to_path_buf),
-            folder: files.folder,
+        let files = match model_files::find(&wanted.search, |typed| Ok(zoo::resolve(typed)?.folder.to_string()))? {
+            ModelSource::Files(files) => files,
+            ModelSource::Zoo(name) => return Self::pretrained(wanted, &name),
         };
         let config = model_files::config(&files)?;
+        let label_map = model_files::label_map(wanted.label_file, &files.folder, &config)?;
+        fits(&label_map, &config)?;
         Ok(Self {
             name: model_files::name(&files.folder)?,
             source: files.pipeline_config.display().to_string(),
-            label_map: model_files::label_map(wanted.label_file, &files.folder, &config)?,
-            checkpoint: files.checkpoint,
+            label_map,
+            checkpoint: if wanted.best { model_files::best(&files.folder)? } else { files.checkpoint },
             config,
         })
     }
@@ -75,16 +67,28 @@ impl Chosen {
             return Err(model_files::no_best(name));
         }
         tracing::info!("there is no training of {name} here: taking the zoo's weights");
-        let (config, source) = match wanted.pipeline_config {
+        let (config, source) = match wanted.search.pipeline_config {
             Some(path) => (pipeline::load(path)?, path.display().to_string()),
             None => zoo::resolve(name)?.config(Path::new("."))?,
         };
-        Ok(Self {
-            name: name.into(),
-            label_map: model_files::zoo_label_map(wanted.label_file)?,
-            checkpoint: weights::pretrained(name, &wanted.zoo.options())?,
-            config,
-            source,
-        })
+        let label_map = model_files::zoo_label_map(wanted.label_file)?;
+        fits(&label_map, &config)?;
+        Ok(Self { name: name.into(), label_map, checkpoint: weights::pretrained(name, &wanted.zoo.options())?, config, source })
     }
+}
+
+/// Makes sure that the model knows every class of a label map.
+///
+/// # Errors
+/// If it cannot: it would be another model's.
+fn fits(label_map: &LabelMap, config: &pb::TrainEvalPipelineConfig) -> Result<()> {
+    // A config without a model is told of where the model is built.
+    let classes = pipeline::num_classes(config);
+    ensure!(
+        classes == 0 || label_map.max_id() <= classes,
+        "the label map's largest id is {}, but the model has {}: it was trained with another label map; name that with --label_file",
+        label_map.max_id(),
+        plural(classes as usize, "class")
+    );
+    Ok(())
 }

@@ -14,7 +14,7 @@ use crate::engine::detect::{DetectOptions, DetectSummary, PictureDetector, detec
 use crate::engine::device;
 use crate::engine::exported::{ExportedDetector, ExportedOptions};
 use crate::engine::loaded::{self, ModelDetector};
-use crate::engine::model_files::Search;
+use crate::engine::model_files::{self, Search};
 use crate::runtime::file_kind::{self, Kind};
 use crate::runtime::onnx::LibrarySearch;
 use crate::wording::{plural, printable};
@@ -112,6 +112,9 @@ fn load(args: &Args) -> Result<Box<dyn PictureDetector>> {
         return Ok(Box::new(load_file(args, Path::new(file))?));
     }
     let device = device::choose(&args.device)?;
+    for (flag, folder) in [("--export_dir", &args.export_dir), ("--train_dir", &args.train_dir)] {
+        model_files::ensure_folder(flag, folder.as_deref())?;
+    }
     let (export, train) = (args.export_dir.clone(), args.train_dir.clone());
     // A folder that is named is meant: the other's default is then not looked in.
     let roots = match (export, train) {
@@ -119,9 +122,8 @@ fn load(args: &Args) -> Result<Box<dyn PictureDetector>> {
         (export, train) => export.into_iter().chain(train).collect(),
     };
     let chosen = Chosen::find(&Wanted {
-        search: Search { model: args.model.as_deref(), checkpoint: args.checkpoint.as_deref(), roots },
+        search: Search { model: args.model.as_deref(), checkpoint: args.checkpoint.as_deref(), pipeline_config: None, roots },
         best: false,
-        pipeline_config: None,
         label_file: args.label_file.as_deref(),
         zoo: &args.zoo,
     })?;

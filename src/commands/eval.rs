@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::chosen::{Chosen, Wanted};
 use super::zoo_args::ZooArgs;
@@ -58,21 +58,22 @@ pub struct Args {
 /// If the model or the records are not there or do not fit together.
 pub fn run(args: Args) -> Result<()> {
     let device = device::choose(&args.device)?;
+    model_files::ensure_folder("--train_dir", args.train_dir.as_deref())?;
     let chosen = Chosen::find(&Wanted {
         search: Search {
             model: args.model.as_deref(),
             checkpoint: args.checkpoint.as_deref(),
+            pipeline_config: None,
             roots: model_files::trained_roots(args.train_dir.as_deref()),
         },
         best: args.best,
-        pipeline_config: None,
         label_file: args.label_file.as_deref(),
         zoo: &args.zoo,
     })?;
     let Chosen { checkpoint, config, label_map, .. } = chosen;
     let records = args.validate_record.map_or_else(|| pipeline::eval_records(&config), |path| vec![path]);
     // Before the model is loaded, which takes longer.
-    loader::records_exist(&records)?;
+    loader::records_exist(&records).context("there is nothing to evaluate on; --validate_record names other records")?;
     let loaded = loaded::load(&config, &checkpoint, device)?;
     let name = chosen.name.to_string_lossy().into_owned();
     let eval_config = config.eval_config.clone().unwrap_or_default();

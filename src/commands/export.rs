@@ -15,7 +15,7 @@ use crate::engine::model_files::{self, Search};
 use crate::export::folder::{self, ExportInput, Exported, Format, Verify};
 use crate::runtime::onnx::LibrarySearch;
 use crate::runtime::onnxruntime;
-use crate::{exit, interrupt, outln};
+use crate::{exit, interrupt, models, outln};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -92,14 +92,15 @@ pub fn run(args: Args) -> Result<()> {
         // What was typed is wrong now, not after minutes.
         onnxruntime::load(&runtimes)?;
     }
+    model_files::ensure_folder("--train_dir", args.train_dir.as_deref())?;
     let chosen = Chosen::find(&Wanted {
         search: Search {
             model: args.model.as_deref(),
             checkpoint: args.checkpoint.as_deref(),
+            pipeline_config: args.pipeline_config.as_deref(),
             roots: model_files::trained_roots(args.train_dir.as_deref()),
         },
         best: args.best,
-        pipeline_config: args.pipeline_config.as_deref(),
         label_file: args.label_file.as_deref(),
         zoo: &args.zoo,
     })?;
@@ -120,7 +121,10 @@ pub fn run(args: Args) -> Result<()> {
         loader::records_exist(&records).context("there is nothing to verify on; --verify_pictures names pictures")?;
     }
     let output_dir = args.output_dir.clone().unwrap_or_else(|| Path::new("./export_dir").join(&chosen.name));
+    models::from_config(&chosen.config).with_context(|| chosen.source.clone())?;
+    let name = chosen.name.to_string_lossy();
     let input = ExportInput {
+        model: &name,
         config: &chosen.config,
         label_map: &chosen.label_map,
         checkpoint: &chosen.checkpoint,

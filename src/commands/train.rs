@@ -43,7 +43,7 @@ pub struct Args {
     /// Label map [default: the one that --pipeline_config names if it is there, else ./label_map.pbtxt]
     #[arg(short = 'l', long = "label_file", value_name = "FILE")]
     label_file: Option<PathBuf>,
-    /// Start anew: what an earlier training left in this model's train and eval folders is deleted once the new one begins
+    /// Start anew: empty the train and eval folders of this model once the new training begins
     #[arg(short = 'r', long = "reset", value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true)]
     #[arg(default_value = "false", default_missing_value = "true", value_parser = crate::flags::boolean)]
     reset: bool,
@@ -150,8 +150,14 @@ pub fn run(args: Args) -> Result<()> {
         tracing::info!("{note}");
     }
     let start_from = if resume_from.is_some() { None } else { start_from(&args, &config, &name, zoo_model)? };
-    if let (Some(prefix), true) = (&start_from, args.reset) {
-        ensure_kept(&[&train_dir, &eval_dir], prefix)?;
+    if args.reset {
+        if let Some(prefix) = &start_from {
+            BundleReader::open(prefix).context("nothing was reset")?;
+        }
+        // The label map that an earlier training wrote there is written again.
+        let label_file = Some(Path::new(&label_file_shown)).filter(|file| **file != train_dir.join(label_map::FILE_NAME));
+        let read = train_records.iter().chain(&eval_records).chain(&start_from).chain(&args.pipeline_config);
+        ensure_kept(&[&train_dir, &eval_dir], read.map(PathBuf::as_path).chain(label_file))?;
     }
     // The config that is kept says what the training began with, which a resumed one does not look for again.
     let began_with = match &resume_from {
@@ -211,6 +217,7 @@ pub fn run(args: Args) -> Result<()> {
     report(&trained, begun.elapsed(), &name, device);
     if args.export {
         let input = ExportInput {
+            model: &name,
             config: &config,
             label_map: &label_map,
             checkpoint: &trained.checkpoint,
@@ -228,7 +235,9 @@ fn which_model(args: &Args) -> Result<(String, Option<&'static ZooModel>)> {
     let model = match (&args.model, &args.pipeline_config) {
         (Some(typed), _) => zoo::resolve(typed)?,
         (None, Some(path)) => {
-            let stem = path.file_stem().and_then(|s| s.to_str()).context("the pipeline config's name is not UTF-8; rename it")?;
+            let stem =
+                path.file_stem().with_context(|| format!("--pipeline_config `{}` is a folder; name a file", path.display()))?;
+            let stem = stem.to_str().context("the pipeline config's name is not UTF-8; rename it")?;
             return Ok((stem.to_string(), zoo::MODELS.iter().find(|m| m.folder == stem)));
         }
         (None, None) => zoo::choose_model()?,
@@ -399,19 +408,20 @@ fn is_within(file: &Path, folder: &Path) -> bool {
     matches!((parent.canonicalize(), folder.canonicalize()), (Ok(parent), Ok(folder)) if parent.starts_with(&folder))
 }
 
-/// Refuses a reset that would delete what the new run starts from.
+/// Refuses a reset that would delete what the new run reads.
 ///
 /// # Errors
-/// If the checkpoint is in one of the folders, or cannot be read.
-fn ensure_kept(folders: &[&Path], start: &Path) -> Result<()> {
-    BundleReader::open(start).context("nothing was reset")?;
-    for folder in folders {
-        ensure!(
-            !is_within(start, folder),
-            "--reset would delete `{}`, which the training is to start from: move it out of `{}` first",
-            start.display(),
-            folder.display()
-        );
+/// If one of the files is in one of the folders.
+fn ensure_kept<'a>(folders: &[&Path], read: impl Iterator<Item = &'a Path>) -> Result<()> {
+    for file in read {
+        for folder in folders {
+            ensure!(
+                !is_within(file, folder),
+                "--reset would delete `{}`, which the training needs: move it out of `{}` first",
+                file.display(),
+                folder.display()
+            );
+        }
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::data::png;
 pub const MAX_PIXELS: u64 = (1 << 29) / 3;
 
 /// What files of pictures that can be read end in, in lower case. What a file is, its bytes say.
-pub const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "jpe", "jfif", "png", "bmp", "dib", "gif", "webp"];
+pub const EXTENSIONS: [&str; 10] = ["jpg", "jpeg", "jpe", "jfif", "png", "apng", "bmp", "dib", "gif", "webp"];
 
 /// What files of other pictures end in: they cannot be read, which is said rather than left unsaid.
 pub const OTHER_EXTENSIONS: [&str; 27] = [

@@ -250,7 +250,7 @@ pub fn resume(prefix: &Path, variables: &mut Variables, optimizer: &mut Optimize
     // A damaged file says nothing of the config.
     let changed = |error: anyhow::Error, advice: &str| match bundle.verify() {
         Ok(()) => error.context(format!("{}: {advice}, or start anew with --reset", prefix.display())),
-        Err(_) => error,
+        Err(damage) => damage,
     };
     load_variables(&bundle, prefix, variables, Values::Trained)
         .map_err(|error| changed(error, "the training's variables are not the config's; put back what was changed"))?;

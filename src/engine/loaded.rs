@@ -33,8 +33,9 @@ pub struct LoadedModel {
 /// If the config asks for what is not supported, or the checkpoint does not fit it.
 pub fn load(config: &pb::TrainEvalPipelineConfig, prefix: &Path, device: Device) -> Result<LoadedModel> {
     shim::tune_process();
-    pipeline::check_supported(config).with_context(|| format!("the pipeline config of {}", prefix.display()))?;
-    let model = models::from_config(config)?;
+    let of = || format!("the pipeline config of {}", prefix.display());
+    pipeline::check_supported(config).with_context(of)?;
+    let model = models::from_config(config).with_context(of)?;
     memory::ensure_fit(model.variables())?;
     let mut variables = Variables::zeros(model.variables(), device)?;
     let step = checkpoint::load(prefix, &mut variables, pipeline::values_evaluated(config))?;

@@ -14,6 +14,7 @@ use crate::formats::atomic_file::is_hidden;
 use crate::formats::bundle_index::index_of;
 use crate::formats::{checkpoint_state, tensor_bundle};
 use crate::proto::object_detection::protos as pb;
+use crate::wording::plural;
 
 /// The files of one trained model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Search<'a> {
     pub model: Option<&'a str>,
     /// A checkpoint's prefix, one of its files, or its folder.
     pub checkpoint: Option<&'a Path>,
+    /// The pipeline config, where none need be beside the checkpoint.
+    pub pipeline_config: Option<&'a Path>,
     /// Folders to look in, in this order: each one of several models' folders or a model's own.
     pub roots: Vec<PathBuf>,
 }
@@ -54,6 +57,17 @@ pub fn trained_roots(named: Option<&Path>) -> Vec<PathBuf> {
     }
 }
 
+/// Makes sure that a folder that was named is there, lest a slip of the pen has another model taken.
+///
+/// # Errors
+/// Exit code 2 if it is not; `flag` is named.
+pub fn ensure_folder(flag: &str, named: Option<&Path>) -> Result<()> {
+    match named.filter(|folder| !folder.is_dir()) {
+        Some(folder) => Err(exit::usage(format!("{flag} `{}`: there is no such folder", folder.display()))),
+        None => Ok(()),
+    }
+}
+
 /// Finds the model that is meant.
 ///
 /// A checkpoint that is named is it. Else a model that is a folder with a checkpoint is it; a name is looked for below the
@@ -64,10 +78,11 @@ pub fn trained_roots(named: Option<&Path>) -> Vec<PathBuf> {
 /// If nothing is found or several models are; exit code 2 where a flag decides it.
 pub fn find(search: &Search, resolve: impl Fn(&str) -> Result<String>) -> Result<ModelSource> {
     if let Some(checkpoint) = search.checkpoint {
-        return at_checkpoint(checkpoint).map(ModelSource::Files);
+        return at_checkpoint(checkpoint, search.pipeline_config).map(ModelSource::Files);
     }
-    let Some(model) = search.model else { return only_model(&search.roots).map(ModelSource::Files) };
+    let Some(model) = search.model else { return only_model(search).map(ModelSource::Files) };
     let typed = Path::new(model);
+    let in_folder = |folder: &Path| in_folder(folder, search.pipeline_config);
     if let Some(files) = in_folder(typed)? {
         return Ok(ModelSource::Files(files));
     }
@@ -124,11 +139,13 @@ pub fn name(folder: &Path) -> Result<OsString> {
 
 /// The model in a folder: its latest checkpoint; `None` if it has none.
 ///
+/// * `config`: its pipeline config, if it is not the one in the folder.
+///
 /// # Errors
 /// If it has a checkpoint but no pipeline config, or its `checkpoint` file names one that is not there.
-pub fn in_folder(folder: &Path) -> Result<Option<ModelFiles>> {
+fn in_folder(folder: &Path, config: Option<&Path>) -> Result<Option<ModelFiles>> {
     match latest_in(folder)? {
-        Some(checkpoint) => with_config(folder, checkpoint).map(Some),
+        Some(checkpoint) => with_config(folder, checkpoint, config).map(Some),
         None => Ok(None),
     }
 }
@@ -152,7 +169,11 @@ fn without_checkpoint(folder: &Path) -> String {
     format!("`{}` is a folder without a checkpoint: no `checkpoint` file, no *.index", folder.display())
 }
 
-fn with_config(folder: &Path, checkpoint: PathBuf) -> Result<ModelFiles> {
+fn with_config(folder: &Path, checkpoint: PathBuf, config: Option<&Path>) -> Result<ModelFiles> {
+    if let Some(config) = config {
+        ensure!(config.is_file(), "`{}` is not there; name another with --pipeline_config", config.display());
+        return Ok(ModelFiles { folder: folder.to_path_buf(), checkpoint, pipeline_config: config.to_path_buf() });
+    }
     let pipeline_config = folder.join(pipeline::FILE_NAME);
     ensure!(
         pipeline_config.is_file(),
@@ -164,12 +185,12 @@ fn with_config(folder: &Path, checkpoint: PathBuf) -> Result<ModelFiles> {
 }
 
 /// The model of a checkpoint that was named.
-fn at_checkpoint(typed: &Path) -> Result<ModelFiles> {
+fn at_checkpoint(typed: &Path, config: Option<&Path>) -> Result<ModelFiles> {
     if typed.is_dir() {
-        return in_folder(typed)?.with_context(|| without_checkpoint(typed));
+        return in_folder(typed, config)?.with_context(|| without_checkpoint(typed));
     }
     let prefix = existing(typed)?;
-    with_config(&folder_of(&prefix), prefix)
+    with_config(&folder_of(&prefix), prefix, config)
 }
 
 /// The prefix of a checkpoint that is there.
@@ -189,22 +210,6 @@ fn folder_of(prefix: &Path) -> PathBuf {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
         _ => PathBuf::from("."),
     }
-}
-
-/// The model of a checkpoint and of a config that need not be beside it.
-///
-/// * `checkpoint`: its prefix, one of its files, or its folder.
-///
-/// # Errors
-/// If there is no such checkpoint or config.
-pub fn with_pipeline_config(checkpoint: &Path, config: &Path) -> Result<ModelFiles> {
-    ensure!(config.is_file(), "`{}` is not there; name another with --pipeline_config", config.display());
-    let prefix = if checkpoint.is_dir() {
-        latest_in(checkpoint)?.with_context(|| without_checkpoint(checkpoint))?
-    } else {
-        existing(checkpoint)?
-    };
-    Ok(ModelFiles { folder: folder_of(&prefix), checkpoint: prefix, pipeline_config: config.to_path_buf() })
 }
 
 /// `model.ckpt-3` of `model.ckpt-3.index`, `model.ckpt-3.data-00000-of-00001`, `model.ckpt-3.meta` or itself.
@@ -244,7 +249,7 @@ fn folders_in(root: &Path) -> Vec<PathBuf> {
 /// The names of the models below the roots, each once.
 fn models_below(roots: &[PathBuf]) -> Vec<String> {
     let folders = roots.iter().flat_map(|root| folders_in(root));
-    let models = folders.filter(|folder| matches!(in_folder(folder), Ok(Some(_))));
+    let models = folders.filter(|folder| matches!(in_folder(folder, None), Ok(Some(_))));
     let mut names: Vec<String> = models.filter_map(|folder| Some(folder.file_name()?.to_string_lossy().into_owned())).collect();
     names.sort();
     names.dedup();
@@ -252,8 +257,9 @@ fn models_below(roots: &[PathBuf]) -> Vec<String> {
 }
 
 /// The only model below the first root that has any; hidden folders are passed over.
-fn only_model(roots: &[PathBuf]) -> Result<ModelFiles> {
-    for root in roots {
+fn only_model(search: &Search) -> Result<ModelFiles> {
+    let in_folder = |folder: &Path| in_folder(folder, search.pipeline_config);
+    for root in &search.roots {
         if let Some(files) = in_folder(root)? {
             return Ok(files);
         }
@@ -275,7 +281,7 @@ fn only_model(roots: &[PathBuf]) -> Result<ModelFiles> {
             (None, _) => {}
         }
     }
-    let roots: Vec<String> = roots.iter().map(|r| format!("`{}`", r.display())).collect();
+    let roots: Vec<String> = search.roots.iter().map(|r| format!("`{}`", r.display())).collect();
     Err(exit::usage(format!(
         "there is no trained model in {}; train one with `odh train`, or name a zoo model with --model",
         roots.join(" or ")
@@ -315,17 +321,19 @@ pub fn label_map(named: Option<&Path>, folder: &Path, config: &pb::TrainEvalPipe
         // What a relative path leads to from here may be anybody's; fewer classes than the model has are a habit of some.
         ensure!(
             configured.is_absolute() || map.max_id() <= num_classes,
-            "`{}`, which the config names as its label map, has ids up to {} here and the model has {num_classes} classes: it is another \
+            "`{}`, which the config names as its label map, has ids up to {} here and the model has {}: it is another \
              model's; name the right one with --label_file",
             configured.display(),
-            map.max_id()
+            map.max_id(),
+            plural(num_classes as usize, "class")
         );
         if map.max_id() < num_classes {
             tracing::warn!(
-                "`{}`, which the config names as its label map, has ids up to {} and the model has {num_classes} classes: if it is another \
+                "`{}`, which the config names as its label map, has ids up to {} and the model has {}: if it is another \
                  model's, name the right one with --label_file",
                 configured.display(),
-                map.max_id()
+                map.max_id(),
+                plural(num_classes as usize, "class")
             );
         }
         return Ok(map);
@@ -372,7 +380,12 @@ mod tests {
     }
 
     fn search<'a>(folder: &Path, model: Option<&'a str>) -> Search<'a> {
-        Search { model, checkpoint: None, roots: vec![folder.join("export_dir"), folder.join("train_dir")] }
+        Search {
+            model,
+            checkpoint: None,
+            pipeline_config: None,
+            roots: vec![folder.join("export_dir"), folder.join("train_dir")],
+        }
     }
 
     fn resolve(typed: &str) -> Result<String> {
@@ -441,17 +454,31 @@ mod tests {
     fn a_config_from_elsewhere_serves_a_checkpoint_that_has_none_beside_it() {
         let f = folder(&["bare/model.ckpt-7.index", "my.config", "empty/x"]);
         let (config, bare) = (f.path().join("my.config"), f.path().join("bare"));
+        let find = |typed: &Path, config: &Path| match find(
+            &Search { checkpoint: Some(typed), pipeline_config: Some(config), ..Default::default() },
+            resolve,
+        )? {
+            ModelSource::Files(files) => Ok(files),
+            ModelSource::Zoo(name) => bail!("the zoo's {name}"),
+        };
         for typed in [bare.clone(), bare.join("model.ckpt-7"), bare.join("model.ckpt-7.index")] {
-            let files = with_pipeline_config(&typed, &config).unwrap();
+            let files = find(&typed, &config).unwrap();
             assert_eq!(files.checkpoint, bare.join("model.ckpt-7"));
             assert_eq!((files.folder, &files.pipeline_config), (bare.clone(), &config));
+        }
+        // The same for a model that is named, and for the only one.
+        for model in [Some(bare.to_str().unwrap()), Some("bare"), None] {
+            let roots = vec![if model.is_some() { f.path().to_path_buf() } else { bare.clone() }];
+            let search = Search { model, pipeline_config: Some(&config), roots, ..Default::default() };
+            let ModelSource::Files(files) = super::find(&search, resolve).unwrap() else { panic!("{model:?}") };
+            assert_eq!((files.checkpoint, &files.pipeline_config), (bare.join("model.ckpt-7"), &config));
         }
         for (typed, config, part) in [
             (bare.clone(), f.path().join("no.config"), "no.config"),
             (f.path().join("empty"), config.clone(), "without a checkpoint"),
             (bare.join("model.ckpt-8"), config, "model.ckpt-8.index"),
         ] {
-            let error = with_pipeline_config(&typed, &config).unwrap_err().to_string();
+            let error = find(&typed, &config).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
     }

@@ -24,6 +24,7 @@ use crate::net::graph::Variable;
 use crate::net::shim::{self, Script};
 use crate::proto::object_detection::protos as pb;
 use crate::proto::tensorflow::DataType;
+use crate::wording::plural;
 
 /// The frozen graph's file name.
 pub const FROZEN_GRAPH: &str = "frozen_inference_graph.pb";
@@ -70,6 +71,8 @@ impl Format {
 /// What an export is made from, and where it goes.
 #[derive(Debug, Clone, Copy)]
 pub struct ExportInput<'a> {
+    /// What the model is called.
+    pub model: &'a str,
     pub config: &'a pb::TrainEvalPipelineConfig,
     pub label_map: &'a LabelMap,
     /// `PREFIX` of `PREFIX.index`.
@@ -118,8 +121,8 @@ pub fn run(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
     let classes = input.label_map.max_id() as usize;
     ensure!(
         classes <= model.num_classes(),
-        "the label map's largest id is {classes}, but the model has {} classes: it was trained with another label map",
-        model.num_classes()
+        "the label map's largest id is {classes}, but the model has {}: it was trained with another label map",
+        plural(model.num_classes(), "class")
     );
     if input.writes(Format::TorchScript) {
         shim::init()?;
@@ -163,13 +166,9 @@ pub fn run(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
         onnx::check::check(&model).context("the ONNX model is not sound; this is a bug in odh")?;
         written(ONNX, write_message(&folder.join(ONNX), &model)?);
     }
-    // `.` has a name too.
-    let whole = input.output_dir.canonicalize().unwrap_or_default();
-    let name =
-        input.output_dir.file_name().or(whole.file_name()).map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     if input.writes(Format::TorchScript) {
         let path = folder.join(TORCHSCRIPT);
-        written(TORCHSCRIPT, write_script(&path, &detector.torchscript(&read, &facts.json(&name)?)?)?);
+        written(TORCHSCRIPT, write_script(&path, &detector.torchscript(&read, &facts.json(input.model)?)?)?);
     }
     let step = copy_variables(&reader, values, model.variables(), &folder.join(CHECKPOINT))?;
     let prefix = folder.join(CHECKPOINT);
@@ -183,7 +182,7 @@ pub fn run(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
     atomic_file::write(&folder.join(label_map::FILE_NAME), input.label_map.to_text()?.as_bytes())?;
     atomic_file::write(&folder.join(LABELS), labels(input.label_map).as_bytes())?;
     let parity = verify.map(|verify| verify(folder)).transpose()?;
-    let manifest = facts.manifest(&name, step, parity.as_ref(), folder)?;
+    let manifest = facts.manifest(input.model, step, parity.as_ref(), folder)?;
     atomic_file::write(&folder.join(EXPORT_JSON), manifest.as_bytes())?;
     interrupt::check(|| format!("stopped before the export took its place; `{}` is as it was", input.output_dir.display()))?;
     let place = if parity.as_ref().is_some_and(|parity| !parity.drifted().is_empty()) {

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::bundle_index::{Extent, Place, index_of, shard_path, with_suffix};
+use super::sstable;
 use super::tensor_data::unpack_strings;
 use super::tensor_slice::{self, Assembly};
 use super::tfrecord::mask;
@@ -236,6 +237,10 @@ pub fn explain_no_index(prefix: &Path) -> String {
             Some(one) => format!("`{name}` is a folder: name a checkpoint in it, such as `{}`", one.display()),
             None => format!("`{name}` is a folder without a checkpoint (no `.index` file)"),
         };
+    }
+    let no_table = prefix.is_file() && sstable::read(prefix).is_err();
+    if no_table {
+        return format!("`{name}` is no checkpoint: name one by what its files have in common, PREFIX of PREFIX.index");
     }
     if prefix.is_file() || with_suffix(prefix, "-00000-of-00001").is_file() {
         return format!(

@@ -230,7 +230,7 @@ fn detect(detector: &mut dyn PictureDetector, pictures: &Pictures) -> Result<(Ve
 }
 
 fn stop_if_asked() -> Result<()> {
-    interrupt::check(|| "stopped while the export was verified".to_string())
+    interrupt::check(|| "stopped while the export was verified; an earlier one is as it was".to_string())
 }
 
 fn median(seconds: &[f64]) -> f64 {

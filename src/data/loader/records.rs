@@ -13,6 +13,7 @@ use prost::bytes::Bytes;
 use crate::data::example::LabeledImage;
 use crate::formats::tfrecord::{self, Span};
 use crate::proto::tensorflow::{Example, feature::Kind};
+use crate::wording::printable;
 
 /// How far a normalized box may overhang the picture: the OD API's own tolerance.
 const OVERHANG: f32 = 0.01;
@@ -133,10 +134,12 @@ impl Records {
                 let own = classes.ids.iter().find(|(_, own)| *own == id).map_or("", |(name, _)| name);
                 let (path, number) = self.place(index);
                 tracing::warn!(
-                    "`{}`: record {number} (`{}`): its class `{name}` is not in the label map, where its id {id} has `{own}`: its boxes count as that. If \
+                    "`{}`: record {number} (`{}`): its class `{}` is not in the label map, where its id {id} has `{}`: its boxes count as that. If \
                      it was not renamed, these are records of another label map",
                     path.display(),
-                    image.filename
+                    printable(&image.filename),
+                    printable(name),
+                    printable(own)
                 );
             }
         }
