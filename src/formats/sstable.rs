@@ -52,6 +52,17 @@ pub fn read(path: &Path) -> Result<Vec<Pair>> {
     table.pairs().with_context(|| format!("`{}`", path.display()))
 }
 
+/// Whether a file ends as tables do; one of any size, of which nothing else is read.
+pub fn ends_as_table(path: &Path) -> bool {
+    let last = || -> std::io::Result<u64> {
+        let file = File::open(path)?;
+        let mut magic = [0; 8];
+        file.read_exact_at(&mut magic, file.metadata()?.len().saturating_sub(8))?;
+        Ok(u64::from_le_bytes(magic))
+    };
+    last().is_ok_and(|magic| magic == MAGIC)
+}
+
 /// Where a block lies, without its trailer.
 #[derive(Debug, Clone, Copy)]
 struct Handle {

@@ -238,8 +238,8 @@ pub fn explain_no_index(prefix: &Path) -> String {
             None => format!("`{name}` is a folder without a checkpoint (no `.index` file)"),
         };
     }
-    let no_table = prefix.is_file() && sstable::read(prefix).is_err();
-    if no_table {
+    // What the old format wrote is one table.
+    if prefix.is_file() && !sstable::ends_as_table(prefix) {
         return format!("`{name}` is no checkpoint: name one by what its files have in common, PREFIX of PREFIX.index");
     }
     if prefix.is_file() || with_suffix(prefix, "-00000-of-00001").is_file() {
@@ -496,8 +496,13 @@ mod tests {
         assert!(at("model.ckpt.data-00000-of-00001").contains(&format!("files have in common, `{name}`")));
         assert!(at("").contains(&format!("is a folder: name a checkpoint in it, such as `{name}`")));
         assert!(at("model.ckpt-7").contains(&format!("does not exist (in its folder: `{name}`)")), "{}", at("model.ckpt-7"));
-        fs::write(folder.path().join("old.ckpt"), "").unwrap();
+        fs::copy(index_of(&prefix), folder.path().join("old.ckpt")).unwrap();
         assert!(at("old.ckpt").contains("old V1 format"));
+        for text in ["", "model_checkpoint_path: \"model.ckpt\"\n"] {
+            fs::write(folder.path().join("checkpoint"), text).unwrap();
+            assert!(at("checkpoint").contains("is no checkpoint: name one by"), "{}", at("checkpoint"));
+        }
+        fs::remove_file(folder.path().join("checkpoint")).unwrap();
         fs::remove_file(index_of(&prefix)).unwrap();
         assert!(at("model.ckpt").contains("its data is there, but not"), "{}", at("model.ckpt"));
     }
