@@ -386,7 +386,6 @@ fn the_parts_that_are_not_there_are_refused_by_name() {
         ("predict_keypoints", |m| mask_rcnn(m).predict_keypoints = Some(true)),
         ("feature_extractor.type: `vgg`", |m| m.feature_extractor.as_mut().unwrap().r#type = Some("vgg".into())),
         ("first_stage_features_stride", |m| m.feature_extractor.as_mut().unwrap().first_stage_features_stride = Some(4)),
-        ("second_stage_batch_size: 13", |m| m.second_stage_batch_size = Some(13)),
         ("initial_crop_size", |m| m.initial_crop_size = None),
         ("initial_crop_size: of crops of 4, pooled to 2, the second stage leaves nothing", |m| {
             m.feature_extractor.as_mut().unwrap().r#type = Some("faster_rcnn_inception_resnet_v2".into());
@@ -409,6 +408,12 @@ fn the_parts_that_are_not_there_are_refused_by_name() {
         let error = FasterRcnn::from_config(part(&mut config)).map(|_| ()).unwrap_err();
         assert!(format!("{error:#}").contains(name), "{name}: {error:#}");
     }
+    // More samples than proposals cannot be trained; what was trained may detect with fewer.
+    let mut config = small();
+    part(&mut config).second_stage_batch_size = Some(13);
+    from_config(&config).unwrap();
+    let error = odh::models::check_training(&config).unwrap_err().to_string();
+    assert!(error.contains("second_stage_batch_size: 13"), "{error}");
 }
 
 /// Pictures with their records and the small config, which keeps their aspect.

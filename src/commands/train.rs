@@ -116,6 +116,7 @@ pub fn run(args: Args) -> Result<()> {
     let notes = pipeline::check_supported(&config).with_context(|| source.clone())?;
     let train_config = config.train_config.clone().with_context(|| format!("{source}: train_config is not set"))?;
     let model = models::from_config(&config).with_context(|| source.clone())?;
+    models::check_training(&config).with_context(|| source.clone())?;
     let augmentations = Augmentation::all_from_config(&train_config).with_context(|| source.clone())?;
     let train_records = pipeline::train_records(&config);
     let eval_records = pipeline::eval_records(&config);

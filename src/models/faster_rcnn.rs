@@ -224,7 +224,7 @@ impl Frozen for FrozenFasterRcnn {
         })
     }
 
-    /// Proposals that end on the edge, moved off it all alike and each its own way; then with the anchors' scores rounded otherwise as well,
+    /// Proposals that end on the edge, moved off it all alike and each its own way; and the same with the anchors' scores rounded otherwise,
     /// which choose among equals where the picture is all of one colour.
     fn rounded_otherwise(&self, picture: &Pictures) -> Result<Vec<Detections>> {
         tch::no_grad(|| {
@@ -237,9 +237,12 @@ impl Frozen for FrozenFasterRcnn {
             for inside in [[true, true], [false, true], [true, false], [false, false]] {
                 found.extend(self.classify(&first, &regions.off_the_edge(|side| inside[side]))?);
             }
-            let exact = first.objectness;
-            let largest = exact.f_abs()?.f_max()?.f_double_value(&[])?;
             let mut random = ChaCha8Rng::seed_from_u64(0);
+            let exact = first.objectness.shallow_clone();
+            let largest = exact.f_abs()?.f_max()?.f_double_value(&[])?;
+            for _ in 0..MIXED {
+                found.extend(self.classify(&first, &regions.off_the_edge(|_| random.random()))?);
+            }
             for _ in 0..MIXED {
                 let noise: Vec<f32> = (0..exact.numel()).map(|_| random.random_range(-1.0..1.0)).collect();
                 let noise = Tensor::from_slice(&noise).f_view(exact.size().as_slice())?.f_to_device(exact.device())?;

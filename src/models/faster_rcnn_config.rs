@@ -63,6 +63,16 @@ pub fn build(config: &pb::FasterRcnn) -> Result<FasterRcnn> {
     })
 }
 
+/// What upstream asks of a config that is trained, and not of one that only detects.
+///
+/// # Errors
+/// If the second stage is to sample more proposals than there are.
+pub fn check_training(config: &pb::FasterRcnn) -> Result<()> {
+    let (size, most) = (config.second_stage_batch_size(), config.first_stage_max_proposals());
+    ensure!(size <= most, "{FIELD}.second_stage_batch_size: {size} is more than first_stage_max_proposals {most}");
+    Ok(())
+}
+
 /// The variables of both graphs.
 fn union(first: &Graph, second: &Graph) -> Vec<Variable> {
     let own = second.variables().iter().filter(|v| first.variables().iter().all(|w| w.name != v.name));
@@ -215,10 +225,6 @@ fn classifier(
     }
     let size = positive("second_stage_batch_size", config.second_stage_batch_size())?;
     let most = config.first_stage_max_proposals();
-    ensure!(
-        size as i64 <= i64::from(most),
-        "{FIELD}.second_stage_batch_size: {size} is more than first_stage_max_proposals {most}"
-    );
     let post = config.second_stage_post_processing.as_ref();
     let post = post.with_context(|| format!("{FIELD}.second_stage_post_processing is not set"))?;
     let (nms, converter) = post_processing::from_config(post, &format!("{FIELD}.second_stage_post_processing"))?;

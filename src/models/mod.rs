@@ -66,3 +66,14 @@ pub fn from_config(config: &pb::TrainEvalPipelineConfig) -> Result<Box<dyn Detec
         MetaArchitecture::FasterRcnn(model) => model,
     })
 }
+
+/// What is asked of a config that is trained, and not of one that only detects.
+///
+/// # Errors
+/// If it cannot be trained; the message names the field.
+pub fn check_training(config: &pb::TrainEvalPipelineConfig) -> Result<()> {
+    match pipeline::model(config)? {
+        pb::detection_model::Model::Ssd(_) => Ok(()),
+        pb::detection_model::Model::FasterRcnn(faster_rcnn) => faster_rcnn_config::check_training(faster_rcnn),
+    }
+}

@@ -54,6 +54,31 @@ pub fn concat(b: &mut Builder, name: &str, parts: &[Value], axis: i64) -> Value 
     b.op(name, "Concat", parts, &[Attribute::int("axis", axis)])
 }
 
+/// `to / by` as IEEE 754 rounds it, whatever the runtime makes of a division; of whole numbers as floats, `by` up to 2^13 or, with a `to` of at
+/// least 100, up to 2^16.
+///
+/// A size that is rounded from it may hang on its last bit, and OpenVINO multiplies by a reciprocal. What the quotient leaves of `to` is found
+/// without rounding, eight bits of the quotient at a time, and divided once more; a quotient that is right already stays as it is.
+pub fn exact_div(b: &mut Builder, name: &str, to: Value, by: Value) -> Value {
+    b.within(name, |b| {
+        let quotient = b.op("Div", "Div", &[to, by], &[]);
+        let (mut left, mut rest) = (to, quotient);
+        for bits in [8, 16, 24] {
+            let (up, down) = (b.float("up", 2f32.powi(bits)), b.float("down", 2f32.powi(-bits)));
+            let part = b.op("part/mul", "Mul", &[rest, up], &[]);
+            let part = b.op("part/Floor", "Floor", &[part], &[]);
+            let part = b.op("part", "Mul", &[part, down], &[]);
+            rest = b.op("rest", "Sub", &[rest, part], &[]);
+            let taken = b.op("taken", "Mul", &[part, by], &[]);
+            left = b.op("left", "Sub", &[left, taken], &[]);
+        }
+        let taken = b.op("taken", "Mul", &[rest, by], &[]);
+        let left = b.op("left", "Sub", &[left, taken], &[]);
+        let more = b.op("more", "Div", &[left, by], &[]);
+        b.op("quotient", "Add", &[quotient, more], &[])
+    })
+}
+
 /// 0 to `count - 1`, integers; `count` is a row of one.
 pub fn range(b: &mut Builder, name: &str, count: Value) -> Value {
     let axis = b.ints(&format!("{name}/axis"), &[1], &[0]);

@@ -4,7 +4,7 @@
 //! which moves scores.
 
 use super::builder::{Attribute, Builder, Value};
-use super::parts::{self, cast, concat, range, reshape, side};
+use super::parts::{self, cast, concat, exact_div, range, reshape, side};
 use crate::backbones::faster_rcnn::Pixels;
 use crate::data::resample::{self, Method};
 use crate::data::resizer::{GREY, Resizer, Target};
@@ -76,7 +76,7 @@ fn pad(b: &mut Builder, picture: Value, color: [f32; 3], [frame, own]: [[Value; 
 /// * `size`: the height and width, each a row of one integer.
 fn resize(b: &mut Builder, method: Method, pictures: Value, size: [Value; 2]) -> Value {
     let sides = [("vertical", Side { axis: 1, size: size[0] }), ("horizontal", Side { axis: 2, size: size[1] })];
-    let [vertical, horizontal] = sides.map(|(name, to)| b.within(name, |b| Coordinates::new(b, pictures, to)));
+    let [vertical, horizontal] = sides.map(|(name, to)| b.within(name, |b| Coordinates::new(b, method, pictures, to)));
     match method {
         Method::Bilinear => bilinear(b, pictures, [&vertical, &horizontal]),
         Method::NearestNeighbor => {
@@ -125,10 +125,14 @@ struct Coordinates {
 }
 
 impl Coordinates {
-    fn new(b: &mut Builder, pictures: Value, to: Side) -> Self {
+    fn new(b: &mut Builder, method: Method, pictures: Value, to: Side) -> Self {
         let source = side(b, "source", pictures, to.axis);
         let [from, size] = [("from", source), ("to", to.size)].map(|(name, x)| cast(b, name, x, DataType::Float));
-        let scale = b.op("scale", "Div", &[from, size], &[]);
+        // Pixels are taken from whole cells; of the other methods a last bit moves no pixel by more than as much.
+        let scale = match method {
+            Method::NearestNeighbor => exact_div(b, "scale", from, size),
+            _ => b.op("scale", "Div", &[from, size], &[]),
+        };
         let cells = range(b, "cells", to.size);
         let cells = cast(b, "cells/ToFloat", cells, DataType::Float);
         let at = b.op("at", "Mul", &[cells, scale], &[]);
@@ -275,7 +279,7 @@ fn target_size(b: &mut Builder, resizer: Resizer, pictures: Value) -> [Value; 2]
         let mut scaled = |name: &str, to: usize, by: Value| {
             b.within(name, |b| {
                 let to = b.float("to", to as f32);
-                let factor = b.op("factor", "Div", &[to, by], &[]);
+                let factor = exact_div(b, "factor", to, by);
                 [height, width].map(|side| {
                     let side = b.op("mul", "Mul", &[side, factor], &[]);
                     let side = b.op("Round", "Round", &[side], &[]);
