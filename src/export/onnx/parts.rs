@@ -162,3 +162,53 @@ pub fn rows(b: &mut Builder, map: Value, columns: i64) -> Value {
     let cells = b.op("Transpose", "Transpose", &[map], &[Attribute::ints("perm", &[0, 2, 3, 1])]);
     reshape(b, "Reshape", cells, &[0, -1, columns])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[test]
+    fn a_division_is_exact_also_where_a_runtime_multiplies_by_the_reciprocal() {
+        let mut b = Builder::new();
+        let [to, by] = ["to", "by"].map(|name| b.input(name, DataType::Float, &[]));
+        let quotient = exact_div(&mut b, "q", to, by);
+        b.output("y", quotient, DataType::Float, &[]);
+        let graph = b.finish("test", &[]).graph.unwrap();
+        let constants = graph.initializer.iter().map(|c| {
+            let bytes: [u8; 4] = c.raw_data()[..].try_into().unwrap();
+            (c.name(), f32::from_le_bytes(bytes))
+        });
+        let constants: HashMap<&str, f32> = constants.collect();
+        let run = |to: f32, by: f32, divide: fn(f32, f32) -> f32| {
+            let mut values = constants.clone();
+            values.extend([("to", to), ("by", by)]);
+            for node in &graph.node {
+                let x = |i: usize| values[node.input[i].as_str()];
+                let y = match node.op_type() {
+                    "Div" => divide(x(0), x(1)),
+                    "Mul" => x(0) * x(1),
+                    "Sub" => x(0) - x(1),
+                    "Add" => x(0) + x(1),
+                    "Floor" => x(0).floor(),
+                    "Identity" => x(0),
+                    other => panic!("{other}"),
+                };
+                values.insert(&node.output[0], y);
+            }
+            values["y"]
+        };
+        let mut otherwise = 0;
+        for to in [100, 200, 300, 321, 600, 640, 1024, 1200] {
+            for by in (1..2000).chain((2000..65_536).step_by(97)) {
+                let (to, by) = (to as f32, by as f32);
+                let by_reciprocal = |a: f32, b: f32| a * (1.0 / b);
+                otherwise += usize::from(by_reciprocal(to, by) != to / by);
+                assert_eq!(run(to, by, by_reciprocal), to / by, "{to} / {by}");
+                assert_eq!(run(to, by, |a, b| a / b), to / by, "{to} / {by}");
+            }
+        }
+        assert!(otherwise > 1000, "{otherwise}");
+    }
+}
