@@ -21,7 +21,8 @@ use crate::net::graph::{Graph, NodeId, Variable};
 use crate::net::variables::Variables;
 use crate::proto::object_detection::protos as pb;
 
-/// How often [`Frozen::rounded_otherwise`] moves each proposal its own way: enough for two that compete to be seen in every way.
+/// How often [`Frozen::rounded_otherwise`] moves each proposal its own way, with exact scores and again with rounded ones: enough for two that
+/// compete to be seen in every way.
 const MIXED: usize = 12;
 /// How far one runtime's objectness is from another's, as a share of the largest.
 const ROUNDING: f64 = 2e-6;
