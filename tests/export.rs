@@ -279,14 +279,7 @@ fn an_export_has_its_files_and_a_later_one_replaces_it() {
     let output = work.path().join("export_dir/모델 1");
     let config = config(3);
     let label_map = LabelMap::parse("item { id: 1 name: 'cat' } item { id: 3 name: 'dog' display_name: '개' }", "map").unwrap();
-    let input = ExportInput {
-        model: "모델",
-        config: &config,
-        label_map: &label_map,
-        checkpoint: &prefix,
-        output_dir: &output,
-        formats: &[],
-    };
+    let input = ExportInput::new("모델", &config, &label_map, &prefix, &output);
     let exported = folder::run(&input, None).unwrap();
     assert_eq!(exported.step, Some(42));
     assert_eq!(names(&output), FILES);
@@ -342,14 +335,7 @@ fn an_export_that_fails_leaves_the_earlier_one_and_nothing_else() {
     let (three, five) = (config(3), config(5));
     let label_map = LabelMap::from_names(["a", "b", "c"]);
     let prefix = checkpoint(work.path(), 3);
-    let good = ExportInput {
-        model: "모델",
-        config: &three,
-        label_map: &label_map,
-        checkpoint: &prefix,
-        output_dir: &output,
-        formats: &[],
-    };
+    let good = ExportInput::new("모델", &three, &label_map, &prefix, &output);
     folder::run(&good, None).unwrap();
     let contents = || -> Vec<Vec<u8>> {
         let path = |file: &&str| output.join(if *file == "saved_model" { "saved_model/saved_model.pb" } else { file });
@@ -361,10 +347,7 @@ fn an_export_that_fails_leaves_the_earlier_one_and_nothing_else() {
         let error = format!("{:#}", folder::run(input, None).unwrap_err());
         assert!(parts.iter().all(|p| error.contains(p)), "{error}");
     };
-    fails(
-        &ExportInput { model: "모델", config: &five, ..good },
-        &["model.ckpt-42", "BoxPredictor_0/ClassPredictor/weights", "[1, 1, 384, 12]"],
-    );
+    fails(&ExportInput { config: &five, ..good }, &["model.ckpt-42", "BoxPredictor_0/ClassPredictor/weights", "[1, 1, 384, 12]"]);
     let many = LabelMap::from_names(["a", "b", "c", "d"]);
     fails(&ExportInput { label_map: &many, ..good }, &["largest id is 4", "3 classes"]);
     fails(&ExportInput { checkpoint: &work.path().join("gone"), ..good }, &["gone"]);
@@ -388,32 +371,14 @@ fn a_folder_of_other_things_is_not_replaced() {
     fs::create_dir(&photos).unwrap();
     fs::write(photos.join("a.jpg"), "not to be lost").unwrap();
     for (output, part) in [(photos.clone(), "is not an export"), (photos.join("a.jpg"), "is a file")] {
-        let input = ExportInput {
-            model: "모델",
-            config: &config,
-            label_map: &label_map,
-            checkpoint: &prefix,
-            output_dir: &output,
-            formats: &[],
-        };
+        let input = ExportInput::new("모델", &config, &label_map, &prefix, &output);
         let error = folder::run(&input, None).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
     }
     assert_eq!(names(&photos), ["a.jpg"]);
     let empty = work.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    folder::run(
-        &ExportInput {
-            model: "모델",
-            config: &config,
-            label_map: &label_map,
-            checkpoint: &prefix,
-            output_dir: &empty,
-            formats: &[],
-        },
-        None,
-    )
-    .unwrap();
+    folder::run(&ExportInput::new("모델", &config, &label_map, &prefix, &empty), None).unwrap();
     assert_eq!(names(&empty), FILES);
 }
 

@@ -342,14 +342,7 @@ fn exported() -> (tempfile::TempDir, PathBuf) {
     tensor_bundle::write(&prefix, tensors.iter().map(|(n, t)| (n.as_str(), t.clone()))).unwrap();
     let label_map = LabelMap::parse("item { id: 1 name: 'cat' } item { id: 3 name: 'dog' display_name: '개' }", "map").unwrap();
     let output = work.path().join("export_dir/모델");
-    let input = ExportInput {
-        model: "모델",
-        config: &config,
-        label_map: &label_map,
-        checkpoint: &prefix,
-        output_dir: &output,
-        formats: &[],
-    };
+    let input = ExportInput::new("모델", &config, &label_map, &prefix, &output);
     folder::run(&input, None).unwrap();
     (work, output)
 }

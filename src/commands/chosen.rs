@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result};
 
 use super::zoo_args::ZooArgs;
 use crate::config::label_map::LabelMap;
@@ -11,7 +11,6 @@ use crate::config::{pipeline, weights, zoo};
 use crate::engine::model_files::{self, ModelSource, Search};
 use crate::exit;
 use crate::proto::object_detection::protos as pb;
-use crate::wording::plural;
 
 /// What was typed.
 pub struct Wanted<'a> {
@@ -38,7 +37,7 @@ impl Chosen {
     /// Finds it; the zoo's weights are downloaded if need be.
     ///
     /// # Errors
-    /// If none is found or several are, a file of it is missing or cannot be read; exit code 2 where a flag decides it.
+    /// If none is found or several are, a file of it is missing or cannot be read, or its files do not fit together; exit code 2 where a flag decides it.
     pub fn find(wanted: &Wanted) -> Result<Self> {
         if wanted.best && wanted.search.checkpoint.is_some_and(|typed| !typed.is_dir()) {
             return Err(exit::usage(
@@ -50,8 +49,9 @@ impl Chosen {
             ModelSource::Zoo(name) => return Self::pretrained(wanted, &name),
         };
         let config = model_files::config(&files)?;
+        pipeline::model(&config).with_context(|| files.pipeline_config.display().to_string())?;
         let label_map = model_files::label_map(wanted.label_file, &files.folder, &config)?;
-        fits(&label_map, &config)?;
+        label_map.ensure_within(pipeline::num_classes(&config) as usize)?;
         Ok(Self {
             name: model_files::name(&files.folder)?,
             source: files.pipeline_config.display().to_string(),
@@ -71,24 +71,9 @@ impl Chosen {
             Some(path) => (pipeline::load(path)?, path.display().to_string()),
             None => zoo::resolve(name)?.config(Path::new("."))?,
         };
+        pipeline::model(&config).with_context(|| source.clone())?;
         let label_map = model_files::zoo_label_map(wanted.label_file)?;
-        fits(&label_map, &config)?;
+        label_map.ensure_within(pipeline::num_classes(&config) as usize)?;
         Ok(Self { name: name.into(), label_map, checkpoint: weights::pretrained(name, &wanted.zoo.options())?, config, source })
     }
-}
-
-/// Makes sure that the model knows every class of a label map.
-///
-/// # Errors
-/// If it cannot: it would be another model's.
-fn fits(label_map: &LabelMap, config: &pb::TrainEvalPipelineConfig) -> Result<()> {
-    // A config without a model is told of where the model is built.
-    let classes = pipeline::num_classes(config);
-    ensure!(
-        classes == 0 || label_map.max_id() <= classes,
-        "the label map's largest id is {}, but the model has {}: it was trained with another label map; name that with --label_file",
-        label_map.max_id(),
-        plural(classes as usize, "class")
-    );
-    Ok(())
 }

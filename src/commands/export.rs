@@ -15,7 +15,7 @@ use crate::engine::model_files::{self, Search};
 use crate::export::folder::{self, ExportInput, Exported, Format, Verify};
 use crate::runtime::onnx::LibrarySearch;
 use crate::runtime::onnxruntime;
-use crate::{exit, interrupt, models, outln};
+use crate::{exit, interrupt, outln};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -121,7 +121,6 @@ pub fn run(args: Args) -> Result<()> {
         loader::records_exist(&records).context("there is nothing to verify on; --verify_pictures names pictures")?;
     }
     let output_dir = args.output_dir.clone().unwrap_or_else(|| Path::new("./export_dir").join(&chosen.name));
-    models::from_config(&chosen.config).with_context(|| chosen.source.clone())?;
     let name = chosen.name.to_string_lossy();
     let input = ExportInput {
         model: &name,

@@ -217,14 +217,7 @@ pub fn run(args: Args) -> Result<()> {
     })?;
     report(&trained, begun.elapsed(), &name, device);
     if args.export {
-        let input = ExportInput {
-            model: &name,
-            config: &config,
-            label_map: &label_map,
-            checkpoint: &trained.checkpoint,
-            output_dir: &export_dir,
-            formats: &[],
-        };
+        let input = ExportInput::new(&name, &config, &label_map, &trained.checkpoint, &export_dir);
         super::export::write(&input, None).context("the training is done and its checkpoints are kept, but the export failed")?;
     }
     tracing::info!("Program end");

@@ -12,6 +12,7 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::config::text;
 use crate::proto::object_detection::protos as pb;
+use crate::wording::plural;
 
 const ROOT: &str = "object_detection.protos.StringIntLabelMap";
 
@@ -117,6 +118,20 @@ impl LabelMap {
     /// The largest id: how many classes a model must have to predict every one.
     pub fn max_id(&self) -> u32 {
         self.items.iter().map(|item| item.id).max().unwrap_or(0)
+    }
+
+    /// Makes sure that a model of so many classes knows every one of the map's.
+    ///
+    /// # Errors
+    /// If it does not: the map would be another model's.
+    pub fn ensure_within(&self, num_classes: usize) -> Result<()> {
+        ensure!(
+            self.max_id() as usize <= num_classes,
+            "the label map's largest id is {}, but the model has {}: it was trained with another label map; name that with --label_file",
+            self.max_id(),
+            plural(num_classes, "class")
+        );
+        Ok(())
     }
 
     /// The id of the class with this name, or else with this display name if only one has it, or else with this name if white

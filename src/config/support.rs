@@ -570,10 +570,18 @@ mod tests {
         for path in ["number_of_stages: 3", "feature_extractor.type", "predict_instance_masks", "predict_keypoints"] {
             assert!(text.contains(path), "{path}: {text}");
         }
-        let text = refused(&format!(
-            "{MODEL} train_config {{ data_augmentation_options {{ random_horizontal_flip {{}} }} data_augmentation_options {{ rgb_to_gray {{}} }} }}"
-        ));
-        assert!(text.contains("train_config.data_augmentation_options[1].rgb_to_gray"), "{text}");
+        for step in [
+            "rgb_to_gray",
+            "scale_boxes_to_pixel_coordinates",
+            "convert_class_logits_to_softmax",
+            "random_absolute_pad_image",
+            "random_self_concat_image",
+        ] {
+            let text = refused(&format!(
+                "{MODEL} train_config {{ data_augmentation_options {{ random_horizontal_flip {{}} }} data_augmentation_options {{ {step} {{}} }} }}"
+            ));
+            assert!(text.contains(&format!("train_config.data_augmentation_options[1].{step}")), "{text}");
+        }
         let text = refused(&format!(
             "{MODEL} train_input_reader {{ num_epochs: 3 }} eval_config {{ metrics_set: 'open_images_metrics' }}"
         ));

@@ -24,7 +24,6 @@ use crate::net::graph::Variable;
 use crate::net::shim::{self, Script};
 use crate::proto::object_detection::protos as pb;
 use crate::proto::tensorflow::DataType;
-use crate::wording::plural;
 
 /// The frozen graph's file name.
 pub const FROZEN_GRAPH: &str = "frozen_inference_graph.pb";
@@ -83,6 +82,19 @@ pub struct ExportInput<'a> {
     pub formats: &'a [Format],
 }
 
+impl<'a> ExportInput<'a> {
+    /// In all formats.
+    pub fn new(
+        model: &'a str,
+        config: &'a pb::TrainEvalPipelineConfig,
+        label_map: &'a LabelMap,
+        checkpoint: &'a Path,
+        output_dir: &'a Path,
+    ) -> Self {
+        Self { model, config, label_map, checkpoint, output_dir, formats: &[] }
+    }
+}
+
 /// Looks at the files in a folder before they take their place.
 pub type Verify<'a> = &'a mut dyn FnMut(&Path) -> Result<Parity>;
 
@@ -116,14 +128,10 @@ pub struct Exported {
 /// If the model cannot be exported, the checkpoint is not the model's, the label map has more classes than the model, `output_dir` is
 /// a folder of other things, writing fails, or Ctrl-C was pressed (exit code 130); what was at `output_dir` is then still there.
 pub fn run(input: &ExportInput, verify: Option<Verify>) -> Result<Exported> {
-    let detector = Detector::from_config(input.config)?;
+    let detector =
+        Detector::from_config(input.config).with_context(|| format!("the pipeline config of {}", input.checkpoint.display()))?;
     let model = detector.model();
-    let classes = input.label_map.max_id() as usize;
-    ensure!(
-        classes <= model.num_classes(),
-        "the label map's largest id is {classes}, but the model has {}: it was trained with another label map",
-        plural(model.num_classes(), "class")
-    );
+    input.label_map.ensure_within(model.num_classes())?;
     if input.writes(Format::TorchScript) {
         shim::init()?;
     }

@@ -132,7 +132,8 @@ impl Rpn {
         Ok(FirstStage { frame: frame.clone(), map: outputs["map"].shallow_clone(), anchors_px, box_encodings, objectness })
     }
 
-    /// The best boxes of each picture, best first, in pixels; they may lie on padding as upstream's do; no gradient flows through them. A GPU waits here.
+    /// The boxes of each picture, best first, in pixels. They may lie on padding, as upstream's do; no gradient flows through them. A GPU waits
+    /// here.
     pub fn proposals(&self, first: &FirstStage) -> Result<Vec<Vec<BBox>>> {
         let scores = first.objectness.f_detach()?.f_softmax(-1, Kind::Float)?.f_select(2, 1)?; // [N, A]
         let (scores, codes) = (host_values(&scores)?, host_values(&first.box_encodings)?);
