@@ -1,6 +1,6 @@
 //! Writes a network's operations into an ONNX graph: NCHW, batch norms and biases folded into the convolutions before them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail};
 
@@ -30,10 +30,15 @@ pub fn write_network(
     let layers = Layers::new(graph, wanted, variables);
     let sizes = small.map(|input| graph.sizes(input));
     let mut values: HashMap<NodeId, Value> = given.iter().copied().collect();
-    for (i, node) in graph.nodes().iter().enumerate() {
-        let id = NodeId(i);
-        let joined = layers.sole_reader(id).is_some_and(|reader| layers.taken_in(reader) == Some(id));
-        if layers.is_needed(id) && !values.contains_key(&id) && !matches!(node.op, Op::Input) && !joined {
+    let needed = || (0..graph.nodes().len()).map(NodeId).filter(|id| layers.is_needed(*id));
+    let taken_in = needed().flat_map(|id| {
+        let shift = Shift::before(&layers, id).map_or(Vec::new(), |shift| shift.nodes.to_vec());
+        layers.taken_in(id).into_iter().chain(shift)
+    });
+    let taken_in: HashSet<NodeId> = taken_in.collect();
+    for id in needed() {
+        let node = graph.node(id);
+        if !values.contains_key(&id) && !matches!(node.op, Op::Input) && !taken_in.contains(&id) {
             let size = sizes.as_ref().zip(node.inputs.first()).map(|(sizes, before)| sizes[before.0]);
             let (result, output) = write(b, &layers, id, (&values, size)).with_context(|| format!("writing {}", node.name))?;
             values.insert(result, output);
@@ -58,8 +63,9 @@ fn write(
     let name = &node.name;
     let read = |id: &NodeId| values.get(id).copied().with_context(|| format!("{} comes after its reader", graph.node(*id).name));
     let taken_in = layers.taken_in(id);
-    let inputs = &taken_in.map_or(node, |id| graph.node(id)).inputs;
-    let inputs: Vec<Value> = inputs.iter().map(read).collect::<Result<_>>()?;
+    let shift = Shift::before(layers, id);
+    let first = taken_in.or(shift.as_ref().map(|shift| shift.nodes[0])).unwrap_or(id);
+    let inputs: Vec<Value> = graph.node(first).inputs.iter().map(read).collect::<Result<_>>()?;
     let x = *inputs.first().context("an operation needs an input")?;
     let plain = |value: Value| (id, value);
     Ok(match &node.op {
@@ -117,7 +123,10 @@ fn write(
             plain(b.op(name, "Clip", &[x, low, high], &[]))
         }
         Op::MaxPool(window) => plain(b.op(name, "MaxPool", &[x], &pooling(window)?)),
-        Op::AvgPool(window) => plain(b.op(name, "AveragePool", &[x], &pooling(window)?)),
+        Op::AvgPool(window) => match shift {
+            Some(shift) => plain(shift.write(b, name, (x, node.channels), window)),
+            None => plain(b.op(name, "AveragePool", &[x], &pooling(window)?)),
+        },
         Op::GlobalMean => {
             let attributes = [Attribute::ints("axes", &[2, 3]), Attribute::int("keepdims", 0)];
             plain(b.op(name, "ReduceMean", &[x], &attributes)) // [N, C]
@@ -142,6 +151,44 @@ fn write(
         // Only training drops anything.
         Op::Dropout { .. } | Op::DropPath { .. } => plain(x),
     })
+}
+
+/// A map without its first rows and columns and with zeros behind the last instead, of which a pooling of single cells reads some: NASNet's
+/// factorized reductions, whose padded and cut copies of the whole map took onnxruntime a twentieth of the time.
+struct Shift {
+    rows: i64,
+    columns: i64,
+    /// The padding and the slice behind it, which nothing else reads.
+    nodes: [NodeId; 2],
+}
+
+impl Shift {
+    /// What stands before the pooling `id`.
+    fn before(layers: &Layers, id: NodeId) -> Option<Self> {
+        let graph = layers.graph;
+        let Op::AvgPool(Window { kernel: [1, 1], padding: Padding::Valid, .. }) = graph.node(id).op else { return None };
+        let slice = graph.node(id).inputs[0];
+        let Op::Slice { row: rows, column: columns, channel: 0 } = graph.node(slice).op else { return None };
+        let pad = graph.node(slice).inputs[0];
+        let same = graph.node(pad).op == Op::Pad([0, 0, rows, columns]) && graph.channels(slice) == graph.channels(pad);
+        let alone = layers.sole_reader(slice) == Some(id) && layers.sole_reader(pad) == Some(slice);
+        (same && alone).then_some(Self { rows, columns, nodes: [pad, slice] })
+    }
+
+    /// All three as a convolution of every channel by itself, whose window has a one in its last cell.
+    fn write(&self, b: &mut Builder, name: &str, (x, channels): (Value, i64), window: &Window) -> Value {
+        let kernel = [self.rows + 1, self.columns + 1];
+        let mut one = vec![0.0; (kernel[0] * kernel[1]) as usize];
+        *one.last_mut().expect("a window has cells") = 1.0;
+        let weights = b.floats(&format!("{name}/last"), &[channels, 1, kernel[0], kernel[1]], &one.repeat(channels as usize));
+        let attributes = [
+            Attribute::ints("kernel_shape", &kernel),
+            Attribute::ints("strides", &window.stride),
+            Attribute::ints("pads", &[0, 0, self.rows, self.columns]),
+            Attribute::int("group", channels),
+        ];
+        b.op(name, "Conv", &[x, weights], &attributes)
+    }
 }
 
 /// Kernel, stride and padding.
@@ -227,6 +274,51 @@ mod tests {
         let one = x.conv2d(&joint, none.as_ref(), [2, 1], [0, 0], [1, 1], 1);
         assert!((&one - &two).abs().max().double_value(&[]) < 1e-5);
         assert!(two.abs().max().double_value(&[]) > 1.0);
+    }
+
+    /// Every second cell of a map without its first row and column, and with zeros around its end; `alone`: nothing else reads the map so cut.
+    fn every_second_from_one(alone: bool) -> GraphProto {
+        let mut graph = Graph::new();
+        let x = graph.input("x", 2);
+        let padded = graph.push("pad", Op::Pad([0, 0, 1, 1]), &[x], 2);
+        let cut = graph.push("cut", Op::Slice { row: 1, column: 1, channel: 0 }, &[padded], 2);
+        let window = Window { kernel: [1, 1], stride: [2, 2], dilation: [1, 1], padding: Padding::Valid };
+        let y = graph.push("y", Op::AvgPool(window), &[cut], 2);
+        let wanted = if alone { vec![y] } else { vec![y, cut] };
+        let mut b = Builder::new();
+        let input = b.input("x", DataType::Float, &[]);
+        write_network(&mut b, &graph, &[(x, input)], None, &wanted, &|name| bail!("{name} is not there")).unwrap();
+        b.finish("test", &[]).graph.unwrap()
+    }
+
+    #[test]
+    fn every_second_cell_from_the_second_on_is_read_without_a_copy_of_the_map() {
+        let graph = every_second_from_one(true);
+        let [conv] = &graph.node[..] else { panic!("{:?}", graph.node) };
+        assert_eq!(conv.op_type(), "Conv");
+        let ints = |name: &str| conv.attribute.iter().find(|a| a.name() == name).unwrap().ints.clone();
+        assert_eq!((ints("strides"), ints("pads")), (vec![2, 2], vec![0, 0, 1, 1]));
+        let last = &graph.initializer[0];
+        let ones: Vec<f32> = last.raw_data().chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect();
+        let weights = Tensor::from_slice(&ones).view(&last.dims[..]);
+        for (h, w) in [(4, 6), (5, 7), (4, 7), (1, 1)] {
+            let x = (Tensor::arange(2 * h * w, (tch::Kind::Float, tch::Device::Cpu)) + 1).view([1, 2, h, w]);
+            let found = x.constant_pad_nd([0, 1, 0, 1]).conv2d(&weights, None::<Tensor>, [2, 2], [0, 0], [1, 1], 2);
+            for (i, j) in (0..(h + 1) / 2).flat_map(|i| (0..(w + 1) / 2).map(move |j| (i, j))) {
+                let (row, column) = (2 * i + 1, 2 * j + 1);
+                for c in 0..2 {
+                    let expected = if row < h && column < w { x.double_value(&[0, c, row, column]) } else { 0.0 };
+                    assert_eq!(found.double_value(&[0, c, i, j]), expected, "{h}x{w} at {i}, {j}");
+                }
+            }
+            assert_eq!(found.size(), [1, 2, (h + 1) / 2, (w + 1) / 2]);
+        }
+    }
+
+    #[test]
+    fn a_cut_map_that_others_read_too_is_written() {
+        let kinds: Vec<String> = every_second_from_one(false).node.iter().map(|n| n.op_type().to_string()).collect();
+        assert_eq!(kinds, ["Pad", "Slice", "AveragePool"]);
     }
 
     #[test]
