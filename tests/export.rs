@@ -409,6 +409,40 @@ fn stand_in(folder: &Path, answer: &str) -> PathBuf {
 }
 
 #[test]
+fn a_signal_to_the_verification_alone_ends_the_runtime_that_it_waits_for() {
+    use std::process::{Command, Stdio};
+    let work = tempfile::tempdir().unwrap();
+    let work = work.path();
+    trained(work);
+    let pictures = concat!(env!("CARGO_MANIFEST_DIR"), "/images");
+    let python = stand_in(work, "echo $$ > began.new; mv began.new began; exec sleep 600");
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("odh"));
+    command.args([
+        "export",
+        "--verify",
+        "--format",
+        "frozen_graph",
+        "--verify_pictures",
+        pictures,
+        "--verify_count",
+        "1",
+        "--python",
+    ]);
+    let mut odh = command.arg(python).current_dir(work).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let began = work.join("began");
+    while !began.exists() {
+        assert!(odh.try_wait().unwrap().is_none(), "the verification ended");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let runtime: i32 = fs::read_to_string(began).unwrap().trim().parse().unwrap();
+    let pid = |id: i32| nix::unistd::Pid::from_raw(id);
+    nix::sys::signal::kill(pid(odh.id() as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(odh.wait().unwrap().code(), Some(130));
+    assert!(nix::sys::signal::kill(pid(runtime), None).is_err(), "the runtime goes on");
+    assert!(!work.join("export_dir/my_model").exists());
+}
+
+#[test]
 fn a_verification_says_what_was_run_and_a_drift_is_exit_code_3_that_leaves_the_good_export() {
     let work = tempfile::tempdir().unwrap();
     let work = work.path();

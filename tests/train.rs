@@ -456,6 +456,14 @@ fn the_best_of_a_course_that_was_left_is_not_the_best_of_the_new_one() {
     fs::remove_file(report(2)).unwrap();
     trained(folder.path(), &["-s", "3", "-e", "False", "--checkpoint", "train_dir/tiny/model.ckpt-2", "--export", "False"]);
     assert!(!mark.exists());
+    // A damaged mark might let the best be deleted: it is told of before anything is written, and its deletion forgets it.
+    fs::write(&mark, r#"{"step": 4"#).unwrap();
+    let latest = fs::read(folder.path().join("train_dir/tiny/checkpoint")).unwrap();
+    let refused = train(folder.path(), &["-s", "4", "-n", "4", "--export", "False"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && said.contains("best.json") && said.contains("delete it"), "{said}");
+    assert_eq!(fs::read(folder.path().join("train_dir/tiny/checkpoint")).unwrap(), latest);
+    fs::remove_file(&mark).unwrap();
     // A finished training that is asked for again tells what its evaluation gave.
     trained(folder.path(), &["-s", "4", "-n", "4", "--export", "False"]);
     let again = trained(folder.path(), &["-s", "4", "-n", "4", "--export", "False"]);

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Result, bail, ensure};
 use walkdir::WalkDir;
 
 use super::dataset::walk::path_as_text;
-use super::image::{EXTENSIONS, OTHER_EXTENSIONS};
+use super::image::{EXTENSIONS, OTHER_EXTENSIONS, sniff};
 use crate::formats::atomic_file::is_hidden;
 
 /// What lies beside pictures in this trade and is none: passed over where several files are given, as a shell's `*` gives them.
@@ -194,7 +195,7 @@ impl Finder {
         });
         for entry in walk {
             match entry {
-                Ok(entry) if entry.file_type().is_file() && ends_in(entry.path(), &EXTENSIONS) => {
+                Ok(entry) if entry.file_type().is_file() && is_picture(entry.path()) => {
                     let below = entry.path().strip_prefix(folder).unwrap_or(entry.path());
                     self.take_file(entry.path(), &prefix.join(below));
                 }
@@ -213,6 +214,16 @@ impl Finder {
             self.found.push(FoundFile { path: path.to_path_buf(), below: below.to_path_buf() });
         }
     }
+}
+
+/// By its name; where that is of a kind that cannot be read, by its first bytes: many a JPEG is called `.heic`.
+fn is_picture(path: &Path) -> bool {
+    let begins_as_one = || {
+        let mut start = Vec::new();
+        let read = std::fs::File::open(path).and_then(|file| file.take(16).read_to_end(&mut start));
+        read.is_ok() && sniff(&start).is_some()
+    };
+    ends_in(path, &EXTENSIONS) || ends_in(path, &OTHER_EXTENSIONS) && begins_as_one()
 }
 
 fn ends_in(path: &Path, extensions: &[&str]) -> bool {
@@ -307,6 +318,13 @@ mod tests {
         let f = folder(&["p/b.JPG", "p/a.png", "p/notes.txt", "p/sub/c.jpeg", "p/.hidden.jpg", "p/.git/d.jpg", "p/a.xml"]);
         assert_eq!(names(&f, &["p"]).unwrap(), ["a.png", "b.JPG", "sub/c.jpeg"]);
         assert_eq!(names(&f, &["p/"]).unwrap(), ["a.png", "b.JPG", "sub/c.jpeg"]);
+    }
+
+    #[test]
+    fn pictures_that_are_called_otherwise_are_found_in_folders() {
+        let f = folder(&["p/a.png", "p/b.tif", "p/c.heic", "p/d"]);
+        std::fs::write(f.path().join("p/c.heic"), [0xFF, 0xD8, 0xFF, 0xE0]).unwrap();
+        assert_eq!(names(&f, &["p"]).unwrap(), ["a.png", "c.heic"]);
     }
 
     #[test]

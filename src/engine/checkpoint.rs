@@ -138,7 +138,7 @@ pub fn save(folder: &Path, variables: &Variables, optimizer: &Optimizer, step: u
     let mut kept = listed(folder)?;
     kept.retain(|&s| s < step);
     kept.push(step);
-    let best = best_step(folder);
+    let best = read_best(folder)?.map(|best| best.step);
     let old: Vec<u64> = kept.iter().rev().skip(KEEP).copied().filter(|&s| Some(s) != best).collect();
     kept.retain(|s| !old.contains(s));
     list(folder, step, &kept)?;
@@ -333,8 +333,11 @@ fn is_whole(prefix: &Path) -> bool {
 }
 
 /// The best checkpoint of a folder by its evaluations, if one was marked.
-pub fn best(folder: &Path) -> Option<PathBuf> {
-    best_step(folder).map(|step| folder.join(format!("{PREFIX}{step}")))
+///
+/// # Errors
+/// As [`read_best`].
+pub fn best(folder: &Path) -> Result<Option<PathBuf>> {
+    Ok(read_best(folder)?.map(|best| folder.join(format!("{PREFIX}{}", best.step))))
 }
 
 /// What `best.json` holds.
@@ -346,8 +349,21 @@ pub struct Best {
 }
 
 /// The best evaluation so far.
-pub fn read_best(folder: &Path) -> Option<Best> {
-    serde_json::from_str(&std::fs::read_to_string(folder.join(BEST)).ok()?).ok()
+///
+/// # Errors
+/// If the mark cannot be read: which checkpoint it keeps from being deleted is then not known.
+pub fn read_best(folder: &Path) -> Result<Option<Best>> {
+    let mark = folder.join(BEST);
+    let text = match std::fs::read(&mark) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        text => text.with_context(|| format!("cannot read `{}`", mark.display()))?,
+    };
+    serde_json::from_slice(&text).map(Some).with_context(|| {
+        format!(
+            "`{}`, which says which checkpoint evaluated best, is damaged; delete it, and the next evaluation writes it anew",
+            mark.display()
+        )
+    })
 }
 
 /// Marks a checkpoint as the best so far; it is never deleted while it is.
@@ -362,10 +378,6 @@ pub fn write_best(folder: &Path, best: Best) -> Result<()> {
 pub fn forget_best(folder: &Path) -> Result<()> {
     let mark = folder.join(BEST);
     std::fs::remove_file(&mark).with_context(|| format!("cannot delete `{}`", mark.display()))
-}
-
-fn best_step(folder: &Path) -> Option<u64> {
-    read_best(folder).map(|b| b.step)
 }
 
 fn load_variables(bundle: &BundleReader, prefix: &Path, variables: &mut Variables, values: Values) -> Result<()> {

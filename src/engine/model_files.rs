@@ -109,9 +109,9 @@ pub fn find(search: &Search, resolve: impl Fn(&str) -> Result<String>) -> Result
 /// The checkpoint that evaluated best of those in a train folder.
 ///
 /// # Errors
-/// Exit code 2 if no evaluation has marked one.
+/// Exit code 2 if no evaluation has marked one; if the mark is damaged.
 pub fn best(folder: &Path) -> Result<PathBuf> {
-    checkpoint::best(folder).ok_or_else(|| {
+    checkpoint::best(folder)?.ok_or_else(|| {
         exit::usage(format!("no evaluation marked a best checkpoint in `{}`; leave --best out for the latest", folder.display()))
     })
 }

@@ -116,6 +116,8 @@ pub fn train(model: &dyn DetectionModel, options: &TrainOptions, begin: impl FnO
     let mut state = RunState { seed: options.seed, position: Position::default(), records: None };
     let mut step = 0;
     if let Some(prefix) = &options.resume_from {
+        // What is marked as the best is not deleted: that has to be known before anything is written.
+        checkpoint::read_best(&options.train_dir)?;
         let resumed = checkpoint::resume(prefix, &mut variables, &mut optimizer);
         let (at, saved) = resumed.map_err(|error| checkpoint::advise(error, prefix))?;
         step = at;
@@ -182,7 +184,7 @@ fn seed_of_step(seed: u64, step: u64) -> i64 {
 /// Where a run goes on from before its best checkpoint, that one is no longer of its course: the best of those that are is marked in its place.
 fn reconsider_best(options: &TrainOptions, step: u64) -> Result<()> {
     let folder = &options.train_dir;
-    if checkpoint::read_best(folder).is_none_or(|best| best.step <= step) {
+    if checkpoint::read_best(folder)?.is_none_or(|best| best.step <= step) {
         return Ok(());
     }
     let evaluated = |step| Some(Best { step, map: eval_report::map_in(&eval_report::path(&options.eval_dir, step))? });
@@ -431,7 +433,7 @@ impl Run<'_> {
         crate::outln!("{}", evaluated.report.table());
         let map = evaluated.report.pascal.map;
         self.map = Some(map);
-        let best = checkpoint::read_best(&self.options.train_dir);
+        let best = checkpoint::read_best(&self.options.train_dir)?;
         if map.is_finite() && best.is_none_or(|b| map > b.map) {
             checkpoint::write_best(&self.options.train_dir, Best { step: self.step, map })?;
         }

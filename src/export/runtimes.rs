@@ -1,10 +1,11 @@
 //! Runs files of an export in TensorFlow or onnxruntime, where a Python on this machine has them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -14,10 +15,13 @@ use tempfile::TempDir;
 use super::folder::Format;
 use crate::data::image::RgbImage;
 use crate::detection::boxes::Detections;
+use crate::interrupt;
 
 const SCRIPT: &str = include_str!("runtimes.py");
 /// The end of what a failed runtime printed that is worth repeating, bytes.
 const LAST_WORDS: usize = 600;
+/// From one look at whether a runtime has ended to the next.
+const A_LOOK: Duration = Duration::from_millis(20);
 
 /// Decoded pictures on disk: each is read when it is its turn, by whichever runtime.
 pub struct Pictures {
@@ -114,24 +118,25 @@ struct Rows {
 /// * `python`: a program's name or path.
 ///
 /// # Errors
-/// If it cannot be tried at all. After Ctrl-C, which the Python gets too, the attempt has failed.
+/// If it cannot be tried at all. After Ctrl-C the Python is ended, and the attempt has failed.
 pub fn run_in_python(python: &Path, format: Format, file: &Path, pictures: &Pictures) -> Result<Attempt> {
     let folder = pictures.folder.path();
     let list = folder.join("pictures.json");
     fs::write(&list, serde_json::to_vec(&pictures.entries)?).with_context(|| format!("cannot write `{}`", list.display()))?;
     let name = format.name();
-    let ran = Command::new(python).args(["-c", SCRIPT, name]).arg(file).arg(folder).stdin(Stdio::null()).output();
-    let output = match ran {
-        Ok(output) => output,
+    let mut command = Command::new(python);
+    command.args(["-c", SCRIPT, name]).arg(file).arg(folder);
+    let ran = run_to_its_end(&mut command, &folder.join("stderr.txt"));
+    let (status, said) = match ran {
+        Ok(ran) => ran,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
             return Ok(Attempt::Unavailable(format!("`{}` cannot be started: {error}", python.display())));
         }
         Err(error) => return Err(error).with_context(|| format!("cannot start `{}`", python.display())),
     };
-    let said = String::from_utf8_lossy(&output.stderr);
     let said = said.trim_end();
     let from = (said.len().saturating_sub(LAST_WORDS)..said.len()).find(|&i| said.is_char_boundary(i)).unwrap_or(0);
-    let last_words = format!("{} ({})", said[from..].trim(), output.status);
+    let last_words = format!("{} ({})", said[from..].trim(), status);
     let path = folder.join(format!("{name}.json"));
     let Ok(text) = fs::read(&path) else {
         return Ok(Attempt::Unavailable(format!("`{}` ended before it came to the file: {last_words}", python.display())));
@@ -139,7 +144,7 @@ pub fn run_in_python(python: &Path, format: Format, file: &Path, pictures: &Pict
     Ok(match serde_json::from_slice(&text).with_context(|| format!("`{}` answered in another form", python.display()))? {
         Answer::Missing { missing } => Attempt::Unavailable(format!("`{}`: {missing}", python.display())),
         // Killed from outside, for want of memory as a rule: that says nothing of the file.
-        Answer::Loading { loading } if output.status.signal() == Some(Signal::SIGKILL as i32) => {
+        Answer::Loading { loading } if status.signal() == Some(Signal::SIGKILL as i32) => {
             Attempt::Unavailable(format!("`{}`: {loading} was killed, perhaps for want of memory", python.display()))
         }
         Answer::Loading { .. } => Attempt::Failed(last_words),
@@ -149,6 +154,22 @@ pub fn run_in_python(python: &Path, format: Format, file: &Path, pictures: &Pict
             Attempt::Ran(Found { runtime, detections, seconds })
         }
     })
+}
+
+/// Its exit status and what it wrote to its standard error, which goes by way of a file. A signal that reaches this process alone ends it too.
+fn run_to_its_end(command: &mut Command, stderr: &Path) -> std::io::Result<(ExitStatus, String)> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(stderr)?).spawn()?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if interrupt::requested() {
+            child.kill()?;
+            break child.wait()?;
+        }
+        std::thread::sleep(A_LOOK);
+    };
+    Ok((status, String::from_utf8_lossy(&fs::read(stderr)?).into_owned()))
 }
 
 impl From<Rows> for Detections {
