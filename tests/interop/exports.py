@@ -17,6 +17,7 @@ ends a little before the edge or a little behind it; and with the anchors' score
 is all of one colour. What moves by that is compared with what these runs find, and counted in the column `moves`; all else must be equal as
 ever. What is none of these either, as of hundreds of anchors that are equal to the last bit, is right if the frozen graph, from the file's own values,
 does as the file does stage by stage: raw predictions, proposals from the file's objectness, the second stage on its proposals, detections from its scores.
+The file is then compared with the frozen graph, not with odh, whose detections without an equal in it all count as moving.
 """
 import argparse
 import json
@@ -129,7 +130,7 @@ class Stages:
 
     @staticmethod
     def torchscript(folder):
-        """Calls the file's methods one by one."""
+        """Calls the file's methods one by one; scores, which no method gives, are taken here from its logits."""
         model = torch.jit.load(os.path.join(folder, "model.torchscript.pt"))
 
         @torch.no_grad()
@@ -152,17 +153,17 @@ class Stages:
 def stage_by_stage(folder, name):
     """What the frozen graph detects in one picture from the values of a file of another format; `None` where a stage of the file does otherwise
     than the graph's own stage on the same input, or a network has no such stages."""
+    stages = getattr(Stages, name, None)
+    if stages is None:
+        return lambda pictures: None
     session = frozen_session(folder)
-    run = getattr(Stages, name, None)
     tensors = [predictor + "BiasAdd:0" for predictor in Stages.FIRST] + [Stages.SCORES[0] + ":0", Stages.PROPOSALS + ":0"]
     tensors += [predictor + "BiasAdd:0" for predictor in Stages.SECOND] + [Stages.SCORES[1] + ":0"]
     try:
         tensors = [session.graph.get_tensor_by_name(tensor) for tensor in tensors]
     except KeyError:
         return lambda pictures: None
-    if run is None:
-        return lambda pictures: None
-    values_of = run(folder)
+    values_of = stages(folder)
 
     def detect(pictures):
         fed = {"image_tensor:0": pictures}
